@@ -1,0 +1,170 @@
+"""Reads the parts of a transformers checkpoint that a teacher uses, without pickle and without the rest."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers.utils import cached_file
+
+_WEIGHTS = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+# What the two halves of a weight-normalized convolution are called in files, and in today's torch modules.
+_WEIGHT_NORM_NAMES = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
+
+
+class TeacherLoadError(ValueError):
+    """A teacher that cannot be loaded: not there, not reachable, of another architecture or incomplete."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Files of a checkpoint in transformers format, found locally or on the hub.
+
+    ``preprocessor`` is the feature extractor's configuration, None if the checkpoint has none.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    preprocessor: Mapping[str, Any] | None
+    weight_files: tuple[Path, ...]
+
+
+def open_checkpoint(path: str, revision: str | None) -> Checkpoint:
+    """Find a checkpoint's files; a name that is no local folder is looked up on the Hugging Face hub.
+
+    Raises:
+        TeacherLoadError: nothing there, no connection, or no safetensors weights.
+    """
+    folder = Path(path).expanduser()
+    if "://" in path:
+        raise TeacherLoadError(f"teacher {path!r} is a URL: download it first and give the local folder")
+    if not folder.is_dir() and (folder.is_absolute() or path.startswith(("~", ".")) or path.count("/") > 1):
+        raise TeacherLoadError(f"no teacher folder at {path}: give a folder in transformers format")
+    location = str(folder) if folder.is_dir() else path
+    config_file = _find(location, "config.json", revision)
+    if config_file is None:
+        raise TeacherLoadError(f"teacher {path} has no config.json: give a folder in transformers format")
+    preprocessor_file = _find(location, "preprocessor_config.json", revision)
+    preprocessor = None if preprocessor_file is None else _read_json(preprocessor_file)
+    if preprocessor is None:
+        # Newer transformers keep the feature extractor's settings inside the processor's.
+        processor_file = _find(location, "processor_config.json", revision)
+        preprocessor = None if processor_file is None else _read_json(processor_file).get("feature_extractor")
+    return Checkpoint(
+        name=folder.resolve().name if folder.is_dir() else path,
+        config=_read_json(config_file),
+        preprocessor=preprocessor,
+        weight_files=_weight_files(path, location, revision),
+    )
+
+
+def _weight_files(path: str, location: str, revision: str | None) -> tuple[Path, ...]:
+    single = _find(location, _WEIGHTS, revision)
+    if single is not None:
+        return (single,)
+    index_file = _find(location, _INDEX, revision)
+    if index_file is None:
+        raise TeacherLoadError(
+            f"teacher {path} has no {_WEIGHTS}; pickled weights (pytorch_model.bin) are never loaded: convert them"
+            " once with transformers' save_pretrained, or give the revision of the hub that has safetensors"
+        )
+    shards = sorted(set(_read_json(index_file)["weight_map"].values()))
+    files = [_find(location, shard, revision) for shard in shards]
+    missing = [shard for shard, file in zip(shards, files, strict=True) if file is None]
+    if missing:
+        raise TeacherLoadError(f"teacher {path} lacks the weight files {missing} of its index: download them")
+    return tuple(file for file in files if file is not None)
+
+
+def _find(location: str, file_name: str, revision: str | None) -> Path | None:
+    try:
+        found = cached_file(location, file_name, revision=revision, _raise_exceptions_for_missing_entries=False)
+    except OSError as error:
+        raise TeacherLoadError(
+            f"{location!r} is no local folder and could not be fetched from the Hugging Face hub"
+            f" ({str(error).splitlines()[0]}). Check the name; on a machine without a connection, fetch it"
+            f" elsewhere with `hf download {location} --local-dir FOLDER` and give FOLDER"
+        ) from error
+    return None if found is None else Path(found)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise TeacherLoadError(f"{file} is not valid JSON ({error}): download it again") from error
+
+
+def read_weights(checkpoint: Checkpoint, *, anchor: str, names: Iterable[str]) -> dict[str, Tensor]:
+    """Read named tensors on the CPU, floating ones as float32 whatever their dtype in the file.
+
+    Args:
+        checkpoint: where to read.
+        anchor: name of a tensor every such encoder has; what stands before it in the file is the prefix that a
+            checkpoint with a head (``hubert.``, ``model.encoder.``) puts before each of the encoder's names.
+        names: names in the encoder's state dict.
+
+    Raises:
+        TeacherLoadError: a tensor is not in the files, or a file is damaged.
+    """
+    files: dict[str, Path] = {}
+    for file in checkpoint.weight_files:
+        with _open_weights(file) as weights:
+            files.update(dict.fromkeys(weights.keys(), file))
+    prefixes = [name.removesuffix(anchor) for name in files if name == anchor or name.endswith(f".{anchor}")]
+    if len(prefixes) != 1:
+        raise TeacherLoadError(
+            f"{checkpoint.name}: {len(prefixes)} tensors called *{anchor} in the weights, expected one: the weights"
+            " do not belong to config.json's model_type"
+        )
+    wanted = {name: _name_in_file(prefixes[0] + name, files) for name in names}
+    missing = sorted(name for name, stored in wanted.items() if stored not in files)
+    if missing:
+        raise TeacherLoadError(
+            f"{checkpoint.name}: the weights lack {len(missing)} tensors, the first {missing[0]}: the checkpoint is"
+            " incomplete or its config.json belongs to another model"
+        )
+    tensors: dict[str, Tensor] = {}
+    for file in checkpoint.weight_files:
+        with _open_weights(file) as weights:
+            for name, stored in wanted.items():
+                if files[stored] == file:
+                    tensor = weights.get_tensor(stored)
+                    tensors[name] = tensor.float() if tensor.is_floating_point() else tensor
+    return tensors
+
+
+def _open_weights(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="pt", device="cpu")
+    except (SafetensorError, OSError) as error:
+        raise TeacherLoadError(f"{file} is no readable safetensors file ({error}): download it again") from error
+
+
+def _name_in_file(name: str, stored: Mapping[str, Path]) -> str:
+    return name if name in stored else _canonical_name(name)
+
+
+def _canonical_name(name: str) -> str:
+    for module_name, file_name in _WEIGHT_NORM_NAMES.items():
+        name = name.replace(module_name, file_name)
+    return name
+
+
+def fingerprint(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> str:
+    """First 16 hexadecimal characters of the SHA-256 over settings and weights as float32.
+
+    Independent of file layout, device, path, and of how versions of torch name weight-normalized weights.
+    """
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    canonical = {_canonical_name(name): tensor for name, tensor in weights.items()}
+    for name, tensor in sorted(canonical.items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()[:16]

@@ -1,0 +1,266 @@
+"""``load_teacher``: from a checkpoint to a teacher that computes up to one layer."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+from transformers import (
+    Data2VecAudioConfig,
+    Data2VecAudioModel,
+    HubertConfig,
+    HubertModel,
+    PretrainedConfig,
+    PreTrainedModel,
+    Wav2Vec2Config,
+    Wav2Vec2Model,
+    WavLMConfig,
+    WavLMModel,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+)
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from models.teachers.base import DTYPES, Teacher, TeacherInfo
+from models.teachers.checkpoint import Checkpoint, TeacherLoadError, fingerprint, open_checkpoint, read_weights
+from models.teachers.waveform import WaveformTeacher, receptive_field
+from models.teachers.whisper import SILENCE_TAIL_FRAMES, LogMel, WhisperTeacher, WhisperWindow
+
+# Part of every fingerprint: to be raised when the computation of embeddings changes on purpose.
+_COMPUTATION_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Family:
+    """How one architecture is built: ``anchor`` is the name of a weight that every such encoder has."""
+
+    config_class: type[PretrainedConfig]
+    model_class: type[PreTrainedModel]
+    anchor: str
+
+
+_WAVEFORM_ANCHOR = "feature_extractor.conv_layers.0.conv.weight"
+_FAMILIES = {
+    "hubert": _Family(config_class=HubertConfig, model_class=HubertModel, anchor=_WAVEFORM_ANCHOR),
+    "wavlm": _Family(config_class=WavLMConfig, model_class=WavLMModel, anchor=_WAVEFORM_ANCHOR),
+    "wav2vec2": _Family(config_class=Wav2Vec2Config, model_class=Wav2Vec2Model, anchor=_WAVEFORM_ANCHOR),
+    "data2vec-audio": _Family(
+        config_class=Data2VecAudioConfig, model_class=Data2VecAudioModel, anchor=_WAVEFORM_ANCHOR
+    ),
+    "whisper": _Family(config_class=WhisperConfig, model_class=WhisperEncoder, anchor="conv1.weight"),
+}
+# The settings that, with the weights' shapes, decide what is computed.
+_FINGERPRINT_KEYS = (
+    "model_type",
+    "conv_kernel",
+    "conv_stride",
+    "feat_extract_norm",
+    "feat_extract_activation",
+    "feat_proj_layer_norm",
+    "do_stable_layer_norm",
+    "conv_pos_batch_norm",
+    "hidden_act",
+    "layer_norm_eps",
+    "num_attention_heads",
+    "num_conv_pos_embedding_groups",
+    "num_buckets",
+    "max_bucket_distance",
+    "activation_function",
+    "encoder_attention_heads",
+    "max_source_positions",
+)
+
+
+def load_teacher(
+    path: str,
+    *,
+    layer: int | None = None,
+    device: str | torch.device = "cpu",
+    dtype: str = "float32",
+    whisper_window: WhisperWindow = "short",
+    normalize: bool | None = None,
+    revision: str | None = None,
+) -> Teacher:
+    """Load a HuBERT, WavLM, wav2vec2, data2vec-audio or Whisper encoder up to one layer.
+
+    Args:
+        path: folder in transformers format (safetensors), also of a model with a head, or a name on the hub.
+        layer: the embedding is the hidden state after this many transformer layers, 1 to the checkpoint's
+            number, before the model's final layer norm; None is the last. Later layers are not even read.
+        device: where to compute.
+        dtype: "float32", "float16" (CUDA only) or "bfloat16", the precision of matrix products; norms, residual
+            sums and results are float32.
+        whisper_window: for Whisper, "short" attends to the utterance only, "exact" to 30 s as transformers does.
+        normalize: zero mean and unit variance for each waveform; None takes it from the checkpoint's
+            preprocessor_config.json. Not for Whisper.
+        revision: branch, tag or commit on the hub.
+
+    Raises:
+        TeacherLoadError: the checkpoint is not there, not reachable, incomplete or of another architecture.
+        ValueError: an impossible layer, dtype, window or normalization.
+    """
+    device = torch.device(device)
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r} is unknown: choose one of {', '.join(DTYPES)}")
+    if dtype == "float16" and device.type == "cpu":
+        raise ValueError("dtype float16 is not for the CPU: choose float32, or bfloat16 where the CPU has it")
+    if whisper_window not in ("short", "exact"):
+        raise ValueError(f"whisper_window {whisper_window!r} is unknown: choose short or exact")
+    checkpoint = open_checkpoint(path, revision)
+    architecture = str(checkpoint.config.get("model_type"))
+    if architecture not in _FAMILIES:
+        raise TeacherLoadError(
+            f"teacher {path} is a {architecture!r} model: supported are {', '.join(_FAMILIES)}"
+        )
+    config = _FAMILIES[architecture].config_class.from_dict(dict(checkpoint.config))
+    num_layers = config.encoder_layers if architecture == "whisper" else config.num_hidden_layers
+    layer = num_layers if layer is None else layer
+    if not 1 <= layer <= num_layers:
+        raise ValueError(f"layer {layer} is not among the layers 1 to {num_layers} of teacher {path}")
+    load = _load_whisper if architecture == "whisper" else _load_waveform
+    return load(
+        checkpoint,
+        config,
+        layer=layer,
+        num_layers=num_layers,
+        device=device,
+        dtype=dtype,
+        window=whisper_window,
+        normalize=normalize,
+    )
+
+
+def _load_waveform(
+    checkpoint: Checkpoint,
+    config: PretrainedConfig,
+    *,
+    layer: int,
+    num_layers: int,
+    device: torch.device,
+    dtype: str,
+    window: WhisperWindow,
+    normalize: bool | None,
+) -> Teacher:
+    preprocessor = checkpoint.preprocessor
+    if normalize is None:
+        if preprocessor is None:
+            raise TeacherLoadError(
+                f"{checkpoint.name} has no preprocessor_config.json that says whether it wants waveforms normalized"
+                " to zero mean and unit variance: add the file or set normalize to true or false"
+            )
+        normalize = bool(preprocessor.get("do_normalize", True))
+    architecture = config.model_type
+    config.num_hidden_layers = layer
+    # What follows the encoder or serves only training: masking vector, adapter.
+    config.mask_time_prob = config.mask_feature_prob = 0.0
+    config.add_adapter = False
+    model = _build(architecture, config)
+    if getattr(config, "do_stable_layer_norm", False):
+        model.encoder.layer_norm = nn.Identity()
+    settings = _settings(checkpoint, config, layer=layer, dtype=dtype) | {"normalize": normalize}
+    digest = _fill(model, checkpoint, settings)
+    field, shift = receptive_field(config.conv_kernel, config.conv_stride)
+    sample_rate_hz = int((preprocessor or {}).get("sampling_rate", 16_000))
+    info = TeacherInfo(
+        name=checkpoint.name,
+        architecture=architecture,
+        sample_rate_hz=sample_rate_hz,
+        frame_rate_hz=sample_rate_hz / shift,
+        frame_shift_samples=shift,
+        frame_offset_s=field / 2 / sample_rate_hz,
+        dim=config.hidden_size,
+        layer=layer,
+        num_layers=num_layers,
+        dtype=dtype,
+        fingerprint=digest,
+        min_samples=field,
+        max_samples=None,
+    )
+    return WaveformTeacher(model=model, info=info, device=device, normalize=normalize)
+
+
+def _load_whisper(
+    checkpoint: Checkpoint,
+    config: PretrainedConfig,
+    *,
+    layer: int,
+    num_layers: int,
+    device: torch.device,
+    dtype: str,
+    window: WhisperWindow,
+    normalize: bool | None,
+) -> Teacher:
+    if normalize:
+        raise ValueError("normalize is for teachers that read the waveform; Whisper normalizes its spectrogram")
+    preprocessor = dict(checkpoint.preprocessor or {})
+    extractor = WhisperFeatureExtractor(
+        feature_size=config.num_mel_bins,
+        **{key: preprocessor[key] for key in ("sampling_rate", "hop_length", "n_fft") if key in preprocessor},
+    )
+    config.encoder_layers = layer
+    model = _build("whisper", config)
+    model.layer_norm = nn.Identity()
+    settings = _settings(checkpoint, config, layer=layer, dtype=dtype) | {
+        "window": window if window == "exact" else f"short, tail {SILENCE_TAIL_FRAMES}",
+        "sampling_rate": extractor.sampling_rate,
+        "hop_length": extractor.hop_length,
+        "n_fft": extractor.n_fft,
+    }
+    digest = _fill(model, checkpoint, settings)
+    shift = extractor.hop_length * math.prod(model.conv2.stride)
+    info = TeacherInfo(
+        name=checkpoint.name,
+        architecture="whisper",
+        sample_rate_hz=extractor.sampling_rate,
+        frame_rate_hz=extractor.sampling_rate / shift,
+        frame_shift_samples=shift,
+        # The spectrogram's and the convolutions' windows are centered on the frame's first sample.
+        frame_offset_s=0.0,
+        dim=config.d_model,
+        layer=layer,
+        num_layers=num_layers,
+        dtype=dtype,
+        fingerprint=digest,
+        min_samples=1,
+        max_samples=config.max_source_positions * shift,
+    )
+    log_mel = LogMel(
+        mel_filters=extractor.mel_filters, n_fft=extractor.n_fft, hop_samples=extractor.hop_length
+    )
+    return WhisperTeacher(model=model, info=info, device=device, log_mel=log_mel, window=window)
+
+
+def _build(architecture: str, config: PretrainedConfig) -> PreTrainedModel:
+    """The encoder without memory for its weights."""
+    # WavLM has attention of its own, with a bias for each pair of positions.
+    config._attn_implementation = "eager" if architecture == "wavlm" else "sdpa"
+    with torch.device("meta"):
+        return _FAMILIES[architecture].model_class(config)
+
+
+def _fill(model: PreTrainedModel, checkpoint: Checkpoint, settings: Mapping[str, Any]) -> str:
+    """Give the encoder its weights; returns the fingerprint."""
+    anchor = _FAMILIES[settings["model_type"]].anchor
+    weights = read_weights(checkpoint, anchor=anchor, names=model.state_dict())
+    try:
+        model.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        raise TeacherLoadError(
+            f"{checkpoint.name}: the weights do not fit config.json ({error}): download the checkpoint again"
+        ) from error
+    digest = fingerprint(weights, settings)
+    for module in list(model.modules()):
+        if parametrize.is_parametrized(module, "weight"):
+            # Weight normalization is for training; here it would be computed anew for every batch.
+            parametrize.remove_parametrizations(module, "weight")
+    return digest
+
+
+def _settings(
+    checkpoint: Checkpoint, config: PretrainedConfig, *, layer: int, dtype: str
+) -> dict[str, Any]:
+    settings = {key: getattr(config, key) for key in _FINGERPRINT_KEYS if hasattr(config, key)}
+    return settings | {"layer": layer, "dtype": dtype, "computation": _COMPUTATION_VERSION}
