@@ -1,0 +1,71 @@
+"""A quantizer as plain arrays, for whoever stores it, and the checkpoints of `multi_quantization`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.quantizer.quantizer import Quantizer
+
+_NAMES = ("to_logits.weight", "to_logits.bias", "centers", "logits_scale", "centers_scale", "id_buf")
+
+
+def quantizer_to_arrays(quantizer: Quantizer) -> tuple[dict[str, np.ndarray], dict[str, str | int]]:
+    """The state dict as arrays (float32, id_buf uint8), and the id and sizes as metadata."""
+    arrays = {
+        name: t.detach().cpu().contiguous().numpy().copy() for name, t in quantizer.state_dict().items()
+    }
+    metadata: dict[str, str | int] = {
+        "id": quantizer.get_id(),
+        "dim": quantizer.dim,
+        "num_codebooks": quantizer.num_codebooks,
+        "codebook_size": quantizer.codebook_size,
+    }
+    return arrays, metadata
+
+
+def quantizer_from_arrays(arrays: Mapping[str, np.ndarray]) -> Quantizer:
+    """The quantizer, on the CPU and in eval mode, whose arrays these are; the sizes follow from their shapes.
+
+    Raises:
+        ValueError: a name is missing or unknown, or a shape does not fit.
+    """
+    return _from_state({name: torch.from_numpy(np.array(a)) for name, a in arrays.items()}, "the arrays")
+
+
+def load_reference_checkpoint(path: str | Path) -> Quantizer:
+    """Load a state dict that `multi_quantization` 0.1.1 saved with torch.save, on the CPU and in eval mode.
+
+    Raises:
+        ValueError: the file cannot be read as tensors alone, or holds something else.
+        FileNotFoundError: there is no such file.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"{path} is no checkpoint of plain tensors ({type(error).__name__}: {error}); "
+            "save it with torch.save(quantizer.state_dict(), path)"
+        ) from error
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path} holds no state dict; save it with torch.save(quantizer.state_dict(), path)")
+    return _from_state(state, str(path))
+
+
+def _from_state(state: Mapping[str, Tensor], source: str) -> Quantizer:
+    missing, unknown = sorted(set(_NAMES) - set(state)), sorted(set(state) - set(_NAMES))
+    if missing or unknown:
+        raise ValueError(f"{source} is no quantizer: missing {missing}, unknown {unknown}")
+    if state["centers"].ndim != 3:
+        raise ValueError(f"{source}: centers has shape {tuple(state['centers'].shape)}, not (N, K, D)")
+    num_codebooks, codebook_size, dim = state["centers"].shape
+    with torch.random.fork_rng(devices=[]):
+        quantizer = Quantizer(dim, codebook_size, num_codebooks)
+    try:
+        quantizer.load_state_dict(dict(state))
+    except RuntimeError as error:
+        raise ValueError(f"{source} does not fit together: {error}") from error
+    return quantizer.eval()
