@@ -1,0 +1,102 @@
+"""What a table's codes mean: the teacher, layer and quantizer that made them, the time of each frame."""
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+
+from storage.errors import ContractError
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableContract:
+    """Identity of the codes in an index table; two tables may be mixed only when all fields agree.
+
+    Attributes:
+        schema_version: version of the row columns (`storage.schema`).
+        teacher_fingerprint: digest over the teacher's weights, configuration, layer, dtype, normalization.
+        teacher_name: name for people.
+        layer: number of transformer layers the embedding went through.
+        quantizer_id: digest of the quantizer.
+        num_codebooks: N, codes (bytes) per frame.
+        codebook_size: entries per codebook, 2 to 256.
+        frame_rate_hz: code frames per second of (perturbed) audio.
+        frame_offset_s: time of the middle of frame 0, in seconds from the start of the cut; frame t is
+            centred at `frame_offset_s + t / frame_rate_hz`. HuBERT (window 400, hop 320 samples at 16 kHz):
+            0.0125.
+        sample_rate_hz: the teacher's sample rate, the unit of a row's `num_samples`.
+
+    Raises:
+        ContractError: a field has the wrong type or an impossible value.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    teacher_fingerprint: str
+    teacher_name: str
+    layer: int
+    quantizer_id: str
+    num_codebooks: int
+    codebook_size: int
+    frame_rate_hz: float
+    frame_offset_s: float
+    sample_rate_hz: int
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value, expected = getattr(self, item.name), item.type
+            if expected is float and type(value) is int:
+                object.__setattr__(self, item.name, float(value))
+            elif type(value) is not expected:
+                wanted = getattr(expected, "__name__", expected)
+                raise ContractError(f"table contract: {item.name} must be of type {wanted}, not {value!r}")
+        limits = {
+            "schema_version": self.schema_version >= 1,
+            "layer": self.layer >= 0,
+            "num_codebooks": self.num_codebooks >= 1,
+            "codebook_size": 2 <= self.codebook_size <= 256,
+            "frame_rate_hz": math.isfinite(self.frame_rate_hz) and self.frame_rate_hz > 0,
+            "frame_offset_s": math.isfinite(self.frame_offset_s),
+            "sample_rate_hz": self.sample_rate_hz > 0,
+        }
+        for name, good in limits.items():
+            if not good:
+                raise ContractError(
+                    f"table contract: {name} has the impossible value {getattr(self, name)!r}"
+                )
+
+    def to_json(self) -> str:
+        """One line of JSON, the same for equal contracts."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str, *, where: str = "table contract") -> "TableContract":
+        """The contract written by `to_json`. Raises `ContractError`, naming `where`, for anything else."""
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ContractError(f"{where}: the table contract is not JSON ({error})") from error
+        names = {item.name for item in fields(cls)}
+        if not isinstance(values, dict) or set(values) != names:
+            found = sorted(values) if isinstance(values, dict) else type(values).__name__
+            raise ContractError(
+                f"{where}: the table contract has the fields {found}, not {sorted(names)}; "
+                "it was written by another version of this program: use that one, or extract again"
+            )
+        return cls(**values)
+
+    def digest(self) -> str:
+        """SHA-256 over the contract, hexadecimal."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def require_same(self, other: "TableContract", *, where: str) -> None:
+        """Raise `ContractError` when `other`, found at `where`, differs from this contract."""
+        for item in fields(self):
+            mine, theirs = getattr(self, item.name), getattr(other, item.name)
+            if mine != theirs:
+                raise ContractError(
+                    f"{where}: made with {item.name} = {theirs!r}, but {mine!r} is "
+                    "expected; codes of different teachers, layers or quantizers do not mix: use another table "
+                    "folder, or extract again"
+                )

@@ -1,0 +1,162 @@
+"""Where objects live: one small interface over a local folder and an S3 prefix."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from storage.errors import StorageError
+from storage.local_store import LocalStore
+from storage.s3_store import S3Store
+
+_PUBLIC_OPTIONS = {"endpoint_url", "region", "anon"}
+_SECRET_OPTIONS = {"key", "secret", "token"}
+
+# Stores of this process. The key holds the process id, so that a forked child opens its own (s3fs hangs over
+# a fork), and the AWS variables, so that a change of credentials takes effect.
+_STORES: dict[tuple[Any, ...], LocalStore | S3Store] = {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Location:
+    """A folder of objects, local or in S3, with the rule "whole or not there" for every write.
+
+    Build it with `open_location`. It holds no connection: the file system opens lazily in the process that
+    uses it. Pickled, it is the url and the options that are not secret; the receiving process takes
+    credentials from its own AWS environment. Paths given to its methods are relative to it, with `/` between
+    parts.
+    """
+
+    url: str
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    _secrets: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self.url, dict(self.options))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this is a local folder."""
+        return not self.url.startswith("s3://")
+
+    @property
+    def base_path(self) -> str:
+        """The path the fsspec file system knows: an absolute folder, or `bucket/prefix`."""
+        return self.url.removeprefix("s3://")
+
+    @property
+    def filesystem(self) -> Any:
+        """The fsspec file system of this process."""
+        return self._store.filesystem
+
+    def join(self, *parts: str) -> "Location":
+        """The location of a subfolder."""
+        return Location(url=self.full_url("/".join(parts)), options=self.options, _secrets=self._secrets)
+
+    def full_url(self, path: str) -> str:
+        """The url of an object, as error messages show it. Raises ValueError for paths that lead outside."""
+        parts = path.split("/")
+        if any(part in {"", ".", ".."} for part in parts):
+            raise ValueError(f"{path!r} is not a relative object path; use names joined by '/', without '..'")
+        return f"{self.url.rstrip('/')}/{path}"
+
+    def full_path(self, path: str) -> str:
+        """The path of an object in `filesystem`."""
+        return self.full_url(path).removeprefix("s3://")
+
+    def exists(self, path: str) -> bool:
+        """Whether an object is committed under `path`."""
+        return self._store.exists(self.full_path(path))
+
+    def read_bytes(self, path: str) -> bytes:
+        """The whole object. Raises `ObjectMissingError` when there is none, `StorageError` for the rest."""
+        return self._store.read(self.full_path(path))
+
+    def write_once(self, path: str, data: bytes) -> bool:
+        """Commit a new object; an existing one is left alone. Returns whether this call committed it.
+
+        Local: temporary file in the same folder, fsync, hard link. S3: one conditional PUT. A writer killed
+        at any moment leaves either the whole object or none.
+        """
+        return self._store.write_once(self.full_path(path), data)
+
+    def replace(self, path: str, data: bytes) -> None:
+        """Commit an object over whatever is there; a reader sees the old or the new one, whole."""
+        self._store.replace(self.full_path(path), data)
+
+    def list(self, path: str = "") -> dict[str, int]:
+        """Names of the objects directly in the folder and their sizes in bytes, sorted; no subfolders."""
+        return self._store.list(self.full_path(path) if path else self.base_path.rstrip("/") or "/")
+
+    def remove(self, path: str) -> None:
+        """Delete the object; nothing happens when it is not there."""
+        self._store.remove(self.full_path(path))
+
+    def sweep(self, path: str = "") -> int:
+        """Delete temporaries that killed writers of this host left in the folder; returns how many."""
+        return self._store.sweep(self.full_path(path) if path else self.base_path)
+
+    @property
+    def _store(self) -> LocalStore | S3Store:
+        if self.is_local:
+            key: tuple[Any, ...] = (os.getpid(), "local")
+        else:
+            environment = tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith("AWS_")))
+            settings = tuple(sorted({**self.options, **self._secrets}.items()))
+            key = (os.getpid(), "s3", settings, environment)
+        store = _STORES.get(key)
+        if store is None:
+            store = LocalStore() if self.is_local else S3Store({**self.options, **self._secrets})
+            _STORES[key] = store
+        return store
+
+
+def open_location(url: str, *, options: Mapping[str, Any] | None = None) -> Location:
+    """Name a folder of objects; nothing is contacted or created yet.
+
+    Args:
+        url: a local folder (relative to the working directory or absolute), `file:///...` or
+            `s3://bucket/prefix`.
+        options: for S3: `endpoint_url`, `region`, `anon`; also `key`, `secret`, `token`, which stay in this
+            process (never printed, pickled or stored). Without them the usual AWS environment variables and
+            configuration files count.
+
+    Raises:
+        ValueError: unknown option, unknown kind of url, or credentials inside an url.
+    """
+    options = dict(options or {})
+    unknown = sorted(set(options) - _PUBLIC_OPTIONS - _SECRET_OPTIONS)
+    if unknown:
+        known = ", ".join(sorted(_PUBLIC_OPTIONS | _SECRET_OPTIONS))
+        raise ValueError(f"storage options: unknown {', '.join(unknown)}; known are {known}")
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        normal = os.path.abspath(os.path.expanduser(url))  # noqa: PTH100, PTH111 (symlinks stay as given)
+        return Location(url=normal)
+    if scheme == "file":
+        if urlsplit(url).netloc not in {"", "localhost"}:
+            raise ValueError(f"{url}: a file url has three slashes; write file:///absolute/path")
+        return Location(url=str(Path(unquote(urlsplit(url).path)).absolute()))
+    if scheme != "s3":
+        raise ValueError(f"{url}: only local folders, file:// and s3:// are known")
+    bucket, _, prefix = rest.strip("/").partition("/")
+    if not bucket or "@" in bucket or "@" in urlsplit(str(options.get("endpoint_url", ""))).netloc:
+        raise ValueError(
+            "an S3 url is s3://bucket/prefix, and neither it nor endpoint_url may hold credentials; "
+            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead"
+        )
+    public = {name: value for name, value in options.items() if name in _PUBLIC_OPTIONS and value is not None}
+    secrets = {
+        name: value for name, value in options.items() if name in _SECRET_OPTIONS and value is not None
+    }
+    clean = "/".join(part for part in (bucket, *prefix.split("/")) if part)
+    return Location(url=f"s3://{clean}", options=public, _secrets=secrets)
+
+
+def _reopen(url: str, options: Mapping[str, Any]) -> Location:
+    return Location(url=url, options=options)
+
+
+__all__ = ["Location", "StorageError", "open_location"]

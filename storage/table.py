@@ -1,0 +1,226 @@
+"""The index table: a folder of Parquet files, one per shard. The existence of a file is its commit."""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.fs
+
+from storage.contract import TableContract
+from storage.errors import ContractError, ObjectMissingError, StaleCodesError, TableError
+from storage.filesystem import Location
+from storage.schema import (
+    CONTRACT_KEY,
+    EXTRACT_AGAIN,
+    IndexRow,
+    arrow_to_rows,
+    damaged,
+    open_parquet,
+    read_columns,
+    rows_to_arrow,
+    split_codes,
+    stored_contract,
+    table_schema,
+    to_parquet,
+)
+
+TABLE_FILE = "table.json"
+SHARD_SUFFIX = ".parquet"
+# Shorter than one sample at 48 kHz, longer than what a decimal round trip of a manifest changes.
+_TIME_TOLERANCE_S = 1e-5
+_SPEED_TOLERANCE = 1e-6
+_MAX_NAMED_PROBLEMS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexTable:
+    """An index table at a location; build it with `create` or `open`. Picklable, opens files lazily."""
+
+    location: Location
+    contract: TableContract
+
+    @classmethod
+    def create(cls, location: Location, contract: TableContract) -> "IndexTable":
+        """Start a table or continue one of the same contract.
+
+        Raises:
+            ContractError: the folder holds a table of another contract.
+            StorageError: the place cannot be written.
+        """
+        location.sweep()
+        content = {"contract": json.loads(contract.to_json()), "contract_sha256": contract.digest()}
+        if not location.write_once(
+            TABLE_FILE, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
+        ):
+            contract.require_same(cls.open(location).contract, where=location.full_url(TABLE_FILE))
+        return cls(location=location, contract=contract)
+
+    @classmethod
+    def open(cls, location: Location) -> "IndexTable":
+        """Open a table. Raises `TableError` when there is none, `ContractError` for a bad contract."""
+        where = location.full_url(TABLE_FILE)
+        try:
+            content = json.loads(location.read_bytes(TABLE_FILE))
+        except ObjectMissingError as error:
+            raise TableError(f"{where}: no index table here; check the url or run extract first") from error
+        except ValueError as error:
+            if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
+                raise TableError(f"{where}: not JSON ({error}); delete it and run extract again") from error
+            raise
+        if not isinstance(content, dict) or "contract" not in content:
+            raise ContractError(f"{where}: holds no table contract; delete it and run extract again")
+        contract = TableContract.from_json(json.dumps(content["contract"]), where=where)
+        return cls(location=location, contract=contract)
+
+    def shard_path(self, name: str) -> str:
+        """The object of a shard, relative to the table. Raises ValueError for unsuitable names."""
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._=-]*", name):
+            raise ValueError(f"shard name {name!r}: use letters, digits and -_.=, a letter or digit first")
+        return name + SHARD_SUFFIX
+
+    def committed(self) -> set[str]:
+        """Names of the committed shards, by one listing."""
+        return {
+            name.removesuffix(SHARD_SUFFIX) for name in self.location.list() if name.endswith(SHARD_SUFFIX)
+        }
+
+    def write_shard(self, name: str, rows: Iterable[IndexRow]) -> bool:
+        """Commit a shard; a committed one of this name is left alone. Returns whether this call committed it.
+
+        The file is built and read back in memory first. The same rows always give the same bytes.
+
+        Raises:
+            TableError: a row does not fit; nothing is written.
+            StorageError: the place refused the object; nothing is committed.
+        """
+        path = self.shard_path(name)
+        table = rows_to_arrow(list(rows), self.contract)
+        data = to_parquet(table, {CONTRACT_KEY: self.contract.to_json()})
+        file = open_parquet(data, where=self.location.full_url(path))
+        assert file.metadata.num_rows == table.num_rows, f"{path}: Parquet lost rows"
+        return self.location.write_once(path, data)
+
+    def read_shard(self, name: str, *, columns: Sequence[str] | None = None) -> pa.Table:
+        """A shard as an Arrow table.
+
+        Raises:
+            TableError: no such shard, truncated or corrupt file, unknown column.
+            ContractError: the file has another contract than the table.
+        """
+        path = self.shard_path(name)
+        where = self.location.full_url(path)
+        try:
+            data = self.location.read_bytes(path)
+        except ObjectMissingError as error:
+            raise TableError(f"{where}: no such shard in this table; run extract to make it") from error
+        return self._decode(data, columns, where)
+
+    def iter_rows(
+        self, *, columns: Sequence[str] | None = None, shards: Iterable[str] | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Rows as dictionaries (see `IndexRow`), shard by shard; one shard at a time is in memory.
+
+        Args:
+            columns: those to read; all by default.
+            shards: those to read, in this order; all committed ones by name by default.
+        """
+        for name in sorted(self.committed()) if shards is None else shards:
+            yield from arrow_to_rows(self.read_shard(name, columns=columns))
+
+    def dataset(self) -> pyarrow.dataset.Dataset:
+        """All committed shards as a `pyarrow.dataset`; reads every footer to refuse foreign files.
+
+        Raises `TableError` for a damaged file, `ContractError` for one of another contract.
+        """
+        names = sorted(self.committed())
+        if self.location.is_local:
+            filesystem = pyarrow.fs.LocalFileSystem()
+        else:
+            filesystem = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self.location.filesystem))
+        dataset = pyarrow.dataset.dataset(
+            [self.location.full_path(self.shard_path(name)) for name in names],
+            schema=table_schema(self.contract.num_codebooks),
+            filesystem=filesystem,
+            format="parquet",
+        )
+        for name, fragment in zip(names, dataset.get_fragments(), strict=True):
+            where = self.location.full_url(self.shard_path(name))
+            try:
+                metadata = fragment.physical_schema.metadata
+            except (pa.ArrowException, OSError) as error:
+                raise damaged(where, error) from error
+            self.contract.require_same(stored_contract(metadata, where=where), where=where)
+        return dataset
+
+    def verify(self) -> int:
+        """Read every shard whole and check it; returns the number of rows.
+
+        Raises:
+            TableError: names each bad file with its problem.
+        """
+        num_rows, problems = 0, []
+        for name in sorted(self.committed()):
+            try:
+                num_rows += self._verify_shard(name)
+            except (TableError, ContractError) as error:
+                problems.append(str(error))
+        if problems:
+            named = "\n".join(problems[:_MAX_NAMED_PROBLEMS])
+            raise TableError(f"{self.location.url}: {len(problems)} bad shard files\n{named}")
+        return num_rows
+
+    def _verify_shard(self, name: str) -> int:
+        where = self.location.full_url(self.shard_path(name))
+        table = self.read_shard(name)
+        codes_FN, offsets = split_codes(table["codes"])
+        if (offsets[1:] - offsets[:-1] != table["num_frames"].to_numpy()).any():
+            raise TableError(f"{where}: num_frames differ from the codes; {EXTRACT_AGAIN}")
+        if codes_FN.size and codes_FN.max() >= self.contract.codebook_size:
+            raise TableError(f"{where}: codes outside the codebooks; {EXTRACT_AGAIN}")
+        return table.num_rows
+
+    def _decode(self, data: bytes, columns: Sequence[str] | None, where: str) -> pa.Table:
+        file = open_parquet(data, where=where)
+        self.contract.require_same(stored_contract(file.metadata.metadata, where=where), where=where)
+        if not file.schema_arrow.equals(table_schema(self.contract.num_codebooks)):
+            raise TableError(f"{where}: other columns than an index table has; {EXTRACT_AGAIN}")
+        return read_columns(file, columns, where=where)
+
+
+def check_row_matches(
+    row: Mapping[str, Any],
+    *,
+    recording_id: str,
+    channel: int,
+    start: float,
+    duration: float,
+    speed: float,
+    num_samples: int,
+) -> None:
+    """Check that audio about to be paired with a row's codes is the audio the codes were computed from.
+
+    Args:
+        row: of an index table, with at least `cut_id` and the key columns.
+        recording_id, channel: the audio's source.
+        start, duration: seconds in the recording.
+        speed: perturbation factor, 1.0 when there is none.
+        num_samples: at the teacher's sample rate, after any perturbation.
+
+    Raises:
+        StaleCodesError: names the cut, the first differing field and both values.
+    """
+    now = {"recording_id": recording_id, "channel": channel, "speed": speed, "start": start,
+           "duration": duration, "num_samples": num_samples}  # fmt: skip
+    tolerances = {"speed": _SPEED_TOLERANCE, "start": _TIME_TOLERANCE_S, "duration": _TIME_TOLERANCE_S}
+    for key, value in now.items():
+        then = row[key]
+        same = abs(then - value) <= tolerances[key] if key in tolerances else then == value
+        if not same:
+            raise StaleCodesError(
+                f"cut {row['cut_id']!r}: {key} is {value!r} now, but was {then!r} when its codes were made; "
+                "train on the cuts of the table, or perturb and trim before extraction and extract again"
+            )
