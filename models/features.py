@@ -1,0 +1,57 @@
+"""Log-mel features of the student: 80 bins, 25 ms windows every 10 ms."""
+
+import torch
+import torchaudio
+from torch import Tensor, nn
+
+NUM_MEL_BINS = 80
+HOP_SAMPLES = 160
+
+
+class LogMel(nn.Module):
+    """Waveform to log-mel, mean-normalized over the utterance.
+
+    Frame t is centered on sample 160 t; an utterance of n samples has n // 160 + 1 frames.
+    """
+
+    def __init__(self, sample_rate_hz: int = 16_000) -> None:
+        super().__init__()
+        self.mel = torchaudio.transforms.MelSpectrogram(
+            sample_rate=sample_rate_hz, n_fft=512, win_length=400, hop_length=HOP_SAMPLES, n_mels=NUM_MEL_BINS
+        )
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        """float32 waveform (num_samples,) in [-1, 1] to (frames, 80)."""
+        log_mel_TF = self.mel(waveform).clamp_min(1e-7).log().T
+        # 4 is about the standard deviation of log-mel over speech; one constant keeps short utterances comparable.
+        return (log_mel_TF - log_mel_TF.mean(dim=0)) / 4.0
+
+
+def spec_augment(
+    features_TF: Tensor,
+    *,
+    time_masks: int,
+    max_time_frames: int,
+    freq_masks: int,
+    max_freq_bins: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """A copy of (T, 80) with random stripes set to the mean, 0 (SpecAugment, Park et al. 2019).
+
+    A time mask covers at most a quarter of the utterance, so that short ones keep their words.
+    """
+    out_TF = features_TF.clone()
+    num_frames, num_bins = out_TF.shape
+
+    def stripe(limit: int, size: int) -> tuple[int, int]:
+        width = int(torch.randint(0, limit + 1, (), generator=generator))
+        start = int(torch.randint(0, max(1, size - width + 1), (), generator=generator))
+        return start, start + width
+
+    for _ in range(time_masks):
+        start, end = stripe(min(max_time_frames, num_frames // 4), num_frames)
+        out_TF[start:end] = 0.0
+    for _ in range(freq_masks):
+        start, end = stripe(min(max_freq_bins, num_bins), num_bins)
+        out_TF[:, start:end] = 0.0
+    return out_TF

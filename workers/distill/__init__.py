@@ -1,0 +1,1 @@
+"""Training a student from an index table, and judging it."""

@@ -1,0 +1,207 @@
+"""Batches of audio, transcripts and code targets from an index table, the same on every resume.
+
+The batches of an epoch follow from the table, the seed and the epoch alone, so a position in the data is two
+numbers, and going back to it reads nothing but lengths.
+"""
+
+import random
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from storage.errors import StaleCodesError
+from storage.schema import arrow_to_rows
+from storage.table import IndexTable, check_row_matches
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from models.alignment import IGNORE, AlignmentError, FrameAlignment
+from models.features import LogMel
+from models.student import subsampled_length
+from models.units import Units
+from workers.audio import AudioError, AudioLoader, decode_ahead, length_sorted_batches
+from workers.extract import identity
+from workers.shards import cut_from_json
+
+WINDOW_SHARDS = 8
+MAX_LEFT_OUT = 0.05
+
+RowKey = tuple[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """A padded batch; shapes as `DistillationModel.forward` takes them. Empty when all its audio was bad."""
+
+    cut_ids: tuple[str, ...]
+    features: tuple[Tensor, ...]
+    units: tuple[Tensor, ...]
+    targets: tuple[Tensor, ...]
+
+    def padded(self, features: list[Tensor], device: torch.device) -> tuple[Tensor, ...]:
+        """Tensors for the model: `features` (perhaps augmented), lengths, units, unit lengths, targets."""
+        lengths_B = torch.tensor([len(f) for f in features])
+        unit_lengths_B = torch.tensor([len(u) for u in self.units])
+        tensors = (
+            pad_sequence(features, batch_first=True),
+            lengths_B,
+            pad_sequence(list(self.units), batch_first=True),
+            unit_lengths_B,
+            pad_sequence(list(self.targets), batch_first=True, padding_value=IGNORE),
+        )
+        return tuple(tensor.to(device, non_blocking=True) for tensor in tensors)
+
+
+class TableBatches:
+    """Training batches of one rank.
+
+    Shards are shuffled every epoch and dealt out to the ranks; rows are shuffled and batched by length inside
+    windows of eight shards. All ranks have the same number of batches.
+
+    Args:
+        table: the index table; rows without a transcript are passed over.
+        loader: audio at the table's sampling rate.
+        units: output units of the student.
+        alignment: teacher frames to student frames.
+        batch_seconds: upper bound of a padded batch.
+        seed: of the order.
+        cache_mb: features kept in memory between epochs.
+        decode_threads: threads that decode ahead.
+        rank, world_size: this process among all.
+
+    Raises:
+        ValueError: fewer shards than ranks, or no row with a transcript.
+    """
+
+    def __init__(
+        self,
+        table: IndexTable,
+        *,
+        loader: AudioLoader,
+        units: Units,
+        alignment: FrameAlignment,
+        batch_seconds: float,
+        seed: int,
+        cache_mb: int = 0,
+        decode_threads: int = 2,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self._table, self._loader, self._units, self._alignment = table, loader, units, alignment
+        self._batch_seconds, self._seed, self._threads = batch_seconds, seed, decode_threads
+        self._rank, self._world_size = rank, world_size
+        self._log_mel = LogMel(table.contract.sample_rate_hz)
+        self._shards: OrderedDict[str, list[dict[str, Any]]] = OrderedDict()
+        self._cache: dict[RowKey, Tensor] = {}
+        self._cache_bytes_left = cache_mb * 2**20
+        self.left_out: dict[str, str] = {}
+        self._durations: dict[str, list[float | None]] = {}
+        for name in sorted(table.committed()):
+            columns = table.read_shard(name, columns=["duration", "text"]).to_pydict()
+            pairs = zip(columns["duration"], columns["text"], strict=True)
+            self._durations[name] = [duration if text else None for duration, text in pairs]
+        self.num_rows = sum(d is not None for column in self._durations.values() for d in column)
+        if len(self._durations) < world_size:
+            raise ValueError(
+                f"{table.location.url}: {len(self._durations)} shards cannot feed {world_size} training workers; "
+                "lower distill.workers, or extract with a lower extract.shard_hours"
+            )
+        if not self.num_rows:
+            raise ValueError(f"{table.location.url}: no row has a transcript, so no student can be trained on it")
+
+    def plan_epoch(self, epoch: int) -> list[list[RowKey]]:
+        """The rows of every batch of this rank, in order."""
+        per_rank = [self._plan_rank(epoch, rank) for rank in range(self._world_size)]
+        steps = min(len(batches) for batches in per_rank)
+        return per_rank[self._rank][:steps]
+
+    def _plan_rank(self, epoch: int, rank: int) -> list[list[RowKey]]:
+        order = sorted(self._durations)
+        random.Random(f"{self._seed}/{epoch}").shuffle(order)
+        rng = random.Random(f"{self._seed}/{epoch}/{rank}")
+        mine = order[rank :: self._world_size]
+        batches: list[list[RowKey]] = []
+        for start in range(0, len(mine), WINDOW_SHARDS):
+            keys, lengths = [], []
+            for name in mine[start : start + WINDOW_SHARDS]:
+                for row, duration in enumerate(self._durations[name]):
+                    if duration is not None:
+                        keys.append((name, row))
+                        # Lengths are blurred, so that an utterance meets other neighbours in every epoch.
+                        lengths.append(duration * rng.uniform(1.0, 1.2))
+            window = length_sorted_batches(keys, lengths, batch_seconds=self._batch_seconds * 1.2)
+            rng.shuffle(window)
+            batches += window
+        return batches
+
+    def epoch(self, epoch: int, *, first_step: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch, from `first_step` on.
+
+        Raises:
+            ValueError: more than 5 % of the rows turned out to be unusable.
+        """
+        plan = self.plan_epoch(epoch)[first_step:]
+        keys = [key for batch in plan for key in batch]
+        ahead = 2 * max((len(batch) for batch in plan), default=1)
+        examples = decode_ahead(self._with_rows(keys), self._example, threads=self._threads, ahead=ahead)
+        for batch in plan:
+            good = []
+            for _ in batch:
+                example = next(examples)
+                if isinstance(example, AudioError):
+                    self._leave_out(example)
+                else:
+                    good.append(example)
+            yield Batch(
+                cut_ids=tuple(e[0] for e in good),
+                features=tuple(e[1] for e in good),
+                units=tuple(e[2] for e in good),
+                targets=tuple(e[3] for e in good),
+            )
+
+    def _with_rows(self, keys: list[RowKey]) -> Iterator[tuple[RowKey, dict[str, Any]]]:
+        for name, row in keys:
+            if name not in self._shards:
+                self._shards[name] = list(arrow_to_rows(self._table.read_shard(name)))
+                while len(self._shards) > WINDOW_SHARDS + 1:
+                    self._shards.popitem(last=False)
+            yield (name, row), self._shards[name][row]
+
+    def _example(self, item: tuple[RowKey, dict[str, Any]]) -> tuple[str, Tensor, Tensor, Tensor]:
+        key, row = item
+        features_TF = self._features(key, row)
+        num_frames = subsampled_length(features_TF.shape[0])
+        assert isinstance(num_frames, int)
+        try:
+            targets_TK = self._alignment(torch.from_numpy(row["codes"]), num_frames)
+            units_U = torch.tensor(self._units.encode(row["text"]))
+        except (AlignmentError, ValueError) as error:
+            raise AudioError(row["cut_id"], str(error)) from error
+        return row["cut_id"], features_TF, units_U, targets_TK
+
+    def _features(self, key: RowKey, row: dict[str, Any]) -> Tensor:
+        cached = self._cache.get(key)
+        if cached is not None:
+            return cached.float()
+        cut = cut_from_json(row["cut"])
+        waveform_T = self._loader(cut)
+        try:
+            check_row_matches(row, **identity(cut, waveform_T.numel()))
+        except StaleCodesError as error:
+            raise AudioError(row["cut_id"], str(error)) from error
+        features_TF = self._log_mel(waveform_T).half()
+        size = features_TF.numel() * 2
+        if size <= self._cache_bytes_left:
+            self._cache_bytes_left -= size
+            self._cache[key] = features_TF
+        return features_TF.float()
+
+    def _leave_out(self, error: AudioError) -> None:
+        self.left_out[error.cut_id] = error.problem
+        if len(self.left_out) > max(1, MAX_LEFT_OUT * self.num_rows):
+            raise ValueError(
+                f"{len(self.left_out)} of {self.num_rows} utterances of {self._table.location.url} cannot be used, "
+                f"the last one: {error}"
+            ) from error

@@ -1,0 +1,212 @@
+"""The training loop of a student: a plain class; Ray Train is added by the pipeline."""
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from models.distillation import DistillationModel, Losses
+from models.features import HOP_SAMPLES, spec_augment
+from workers.distill.data import Batch, TableBatches
+from workers.distill.settings import DistillConfig
+
+MEL_FRAMES_PER_S = 16_000 / HOP_SAMPLES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """State of a training, reported at every checkpoint and at the end of every epoch.
+
+    Losses are means since the last report: transducer in nats per utterance, codebook in nats per code.
+    """
+
+    epoch: int
+    step: int
+    total_steps: int
+    transducer_loss: float
+    codebook_loss: float | None
+    lr: float
+    utterances_per_s: float
+    seconds: float
+    left_out: int
+
+
+# Called with progress and, when the state should be kept, a function that returns it.
+Report = Callable[[Progress, Callable[[], dict[str, Any]] | None], None]
+
+
+class StudentTrainer:
+    """Trains a student on the batches of one rank.
+
+    Every step seeds its randomness from the run's seed and its own number, so a resumed training takes the same
+    steps as one that was never interrupted.
+
+    Args:
+        model: student and codebook loss, on its device.
+        batches: of this rank.
+        settings: of the training.
+        device: of the model.
+        wrap: how the model is wrapped for several processes (`ray.train.torch.prepare_model`).
+        rank: of this process, so that ranks draw different masks.
+    """
+
+    def __init__(
+        self,
+        model: DistillationModel,
+        batches: TableBatches,
+        settings: DistillConfig,
+        *,
+        device: torch.device,
+        wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
+        rank: int = 0,
+    ) -> None:
+        self._settings, self._batches, self._device, self._rank = settings, batches, device, rank
+        self.model = model
+        self._wrapped = wrap(model)
+        self._average = AveragedModel(model.student, use_buffers=True)
+        self._optimizer = torch.optim.AdamW(
+            _decay_groups(model, settings.weight_decay), lr=settings.lr, betas=(0.9, 0.98)
+        )
+        self._steps_per_epoch = [len(batches.plan_epoch(epoch)) for epoch in range(settings.epochs)]
+        self.total_steps = sum(self._steps_per_epoch)
+        self._epoch, self._step_in_epoch = 0, 0
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken."""
+        return sum(self._steps_per_epoch[: self._epoch]) + self._step_in_epoch
+
+    def run(self, report: Report) -> None:
+        """Train to the last epoch, from wherever `load_state` left off."""
+        clock = _Meter(self, report)
+        while self._epoch < self._settings.epochs:
+            for batch in self._batches.epoch(self._epoch, first_step=self._step_in_epoch):
+                clock.add(batch, self._train_step(batch))
+                self._step_in_epoch += 1
+                if self.step % self._settings.checkpoint_steps == 0 and self.step < self.total_steps:
+                    clock.report(keep=True)
+            self._epoch, self._step_in_epoch = self._epoch + 1, 0
+            if self._epoch > self._settings.epochs - self._settings.average_epochs:
+                self._average.update_parameters(self.model.student)
+            clock.report(keep=self._epoch == self._settings.epochs)
+
+    def student_state(self) -> dict[str, Tensor]:
+        """Weights to recognize with: the mean of the last epochs, on the CPU."""
+        state = self._average.module.state_dict()
+        return {name: tensor.detach().to("cpu").contiguous() for name, tensor in state.items()}
+
+    def state(self) -> dict[str, Any]:
+        """Everything that `load_state` needs to go on; loadable with `weights_only=True`."""
+        return {
+            "model": self.model.state_dict(),
+            "average": self._average.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "epoch": self._epoch,
+            "step_in_epoch": self._step_in_epoch,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go back to what `state` returned."""
+        self.model.load_state_dict(state["model"])
+        self._average.load_state_dict(state["average"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._epoch, self._step_in_epoch = state["epoch"], state["step_in_epoch"]
+
+    def _train_step(self, batch: Batch) -> Losses | None:
+        settings = self._settings
+        torch.manual_seed(random.Random(f"{settings.seed}/{self._rank}/{self.step}").getrandbits(63))
+        generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.lr()
+        self._wrapped.train()
+        losses: Losses | None = None
+        if batch.cut_ids:
+            features = [
+                spec_augment(
+                    features_TF,
+                    time_masks=settings.time_masks,
+                    max_time_frames=round(settings.time_mask_s * MEL_FRAMES_PER_S),
+                    freq_masks=settings.freq_masks,
+                    max_freq_bins=settings.freq_mask_bins,
+                    generator=generator,
+                )
+                for features_TF in batch.features
+            ]
+            losses = self._wrapped(*batch.padded(features, self._device))
+            total = losses.total
+        else:
+            # All audio of the batch was bad. The other ranks still wait for this rank's gradients.
+            total = sum((p.sum() * 0.0 for p in self._wrapped.parameters()), torch.zeros((), device=self._device))
+        total.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), settings.grad_clip, error_if_nonfinite=True)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return losses
+
+    def lr(self) -> float:
+        """Learning rate of the next step: linear warm-up, then linear to 2 % at the end."""
+        warmup = min(self._settings.warmup_steps, max(1, self.total_steps // 5))
+        if self.step < warmup:
+            return self._settings.lr * (self.step + 1) / warmup
+        left = (self.total_steps - self.step) / max(1, self.total_steps - warmup)
+        return self._settings.lr * max(0.02, left)
+
+    @property
+    def epoch(self) -> int:
+        """Finished epochs."""
+        return self._epoch
+
+    @property
+    def num_left_out(self) -> int:
+        """Utterances that could not be used so far."""
+        return len(self._batches.left_out)
+
+
+class _Meter:
+    """Means since the last report, and speed."""
+
+    def __init__(self, trainer: StudentTrainer, report: Report) -> None:
+        self._trainer, self._report, self._began = trainer, report, time.monotonic()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._since = time.monotonic()
+        self._utterances = self._targets = 0
+        self._transducer = self._codebook = 0.0
+
+    def add(self, batch: Batch, losses: Losses | None) -> None:
+        if losses is None:
+            return
+        self._utterances += len(batch.cut_ids)
+        self._transducer += float(losses.transducer)
+        if losses.codebook is not None:
+            self._codebook += float(losses.codebook)
+            self._targets += losses.num_targets
+
+    def report(self, *, keep: bool) -> None:
+        trainer = self._trainer
+        progress = Progress(
+            epoch=trainer.epoch,
+            step=trainer.step,
+            total_steps=trainer.total_steps,
+            transducer_loss=self._transducer / max(1, self._utterances),
+            codebook_loss=self._codebook / self._targets if self._targets else None,
+            lr=trainer.lr(),
+            utterances_per_s=self._utterances / max(1e-9, time.monotonic() - self._since),
+            seconds=time.monotonic() - self._began,
+            left_out=trainer.num_left_out,
+        )
+        self._report(progress, trainer.state if keep else None)
+        self._reset()
+
+
+def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices are decayed, biases and norms are not."""
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]

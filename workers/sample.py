@@ -1,0 +1,62 @@
+"""The quantizer's training sample: spread over the whole corpus, with a part held out by speaker."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lhotse import MonoCut
+from storage.filesystem import Location
+
+from workers.extract import speaker_of
+from workers.shards import Shard, read_shard_cuts
+
+MAX_SHARDS = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Cuts to fit on and cuts to judge by; no speaker is in both when the corpus has several."""
+
+    train: tuple[MonoCut, ...]
+    valid: tuple[MonoCut, ...]
+
+
+def draw_sample(
+    plan: Location, shards: Sequence[Shard], *, hours: float, valid_fraction: float, seed: int
+) -> Sample:
+    """Draw about `hours` of audio from all over the planned corpus.
+
+    At most 256 evenly spaced shards are read, so the cost does not grow with the corpus; inside them a cut is
+    taken by a hash of its id, so the sample does not depend on the order of the corpus.
+
+    Raises:
+        ValueError: fewer than two cuts came out.
+    """
+    stride = max(1, len(shards) / MAX_SHARDS)
+    chosen = [shards[int(i * stride)] for i in range(min(len(shards), MAX_SHARDS))]
+    share = hours / sum(shard.hours for shard in chosen)
+    cuts = [
+        cut for shard in chosen for cut in read_shard_cuts(plan, shard) if _uniform(f"{seed}/{cut.id}") < share
+    ]
+    if len(cuts) < 2:
+        raise ValueError(
+            f"quantizer.sample_hours {hours:g} gives {len(cuts)} utterances; raise it, at least two are needed"
+        )
+    keys = [speaker_of(cut) or cut.recording.id for cut in cuts]
+    if len(set(keys)) == 1:
+        keys = [cut.id for cut in cuts]
+    order = sorted(set(keys), key=lambda key: (_uniform(f"{seed}/valid/{key}"), key))
+    held_out: set[str] = set()
+    for key in order[:-1]:
+        held_out.add(key)
+        if sum(k in held_out for k in keys) >= valid_fraction * len(keys):
+            break
+    return Sample(
+        train=tuple(cut for cut, key in zip(cuts, keys, strict=True) if key not in held_out),
+        valid=tuple(cut for cut, key in zip(cuts, keys, strict=True) if key in held_out),
+    )
+
+
+def _uniform(text: str) -> float:
+    """A number in [0, 1) that depends on the text alone."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
