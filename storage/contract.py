@@ -96,7 +96,6 @@ class TableContract:
             mine, theirs = getattr(self, item.name), getattr(other, item.name)
             if mine != theirs:
                 raise ContractError(
-                    f"{where}: made with {item.name} = {theirs!r}, but {mine!r} is "
-                    "expected; codes of different teachers, layers or quantizers do not mix: use another table "
-                    "folder, or extract again"
+                    f"{where}: made with {item.name} = {theirs!r}, but {mine!r} is expected; codes of "
+                    "different teachers, layers or quantizers do not mix; use another folder, or extract again"
                 )

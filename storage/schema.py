@@ -12,7 +12,7 @@ from storage.contract import TableContract
 from storage.errors import TableError
 
 CONTRACT_KEY = b"mvqkd.contract"
-_CODES_LEAF = "codes.list.element.list.element"
+CODES_LEAF = "codes.list.element.list.element"
 EXTRACT_AGAIN = "delete this object and run extract again, which computes only this shard"
 
 
@@ -103,16 +103,16 @@ def to_parquet(table: pa.Table, metadata: Mapping[bytes, str]) -> bytes:
     """One Parquet file with one row group, deterministic, `metadata` as key-value pairs of its footer."""
     sink = pa.BufferOutputStream()
     has_codes = "codes" in table.schema.names
-    leaves = [_CODES_LEAF if name == "codes" else name for name in table.schema.names]
+    leaves = [CODES_LEAF if name == "codes" else name for name in table.schema.names]
     with pq.ParquetWriter(
         sink,
         table.schema,
         compression="zstd",
         # Codes hardly compress at any level; text gains from a high one and is small.
-        compression_level={leaf: 9 if leaf == _CODES_LEAF else 19 for leaf in leaves},
+        compression_level={leaf: 9 if leaf == CODES_LEAF else 19 for leaf in leaves},
         use_dictionary=[name for name in ("speaker", "error", "stage") if name in table.schema.names],
         # Measured on 130 random rows of 134 x 8 codes: 1.004 bytes per index; dictionary 1.008, plain 1.34.
-        column_encoding={_CODES_LEAF: "BYTE_STREAM_SPLIT"} if has_codes else None,
+        column_encoding={CODES_LEAF: "BYTE_STREAM_SPLIT"} if has_codes else None,
         # Lets a query for the worst or longest utterances skip files.
         write_statistics=[name for name in ("duration", "rrl") if name in table.schema.names],
         # Finds flipped bits, which neither the footer nor zstd notices.

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.fs
+import pyarrow.parquet as pq
 
 from storage.contract import TableContract
 from storage.errors import ContractError, ObjectMissingError, StaleCodesError, TableError
@@ -105,19 +106,26 @@ class IndexTable:
         return self.location.write_once(path, data)
 
     def read_shard(self, name: str, *, columns: Sequence[str] | None = None) -> pa.Table:
-        """A shard as an Arrow table.
+        """A shard as an Arrow table; all columns by default.
 
         Raises:
             TableError: no such shard, truncated or corrupt file, unknown column.
             ContractError: the file has another contract than the table.
         """
-        path = self.shard_path(name)
-        where = self.location.full_url(path)
+        return read_columns(self.open_shard(name), columns, where=self._url(name))
+
+    def open_shard(self, name: str) -> pq.ParquetFile:
+        """A shard's file, fetched, with its footer read and checked. Raises as `read_shard`."""
+        where = self._url(name)
         try:
-            data = self.location.read_bytes(path)
+            data = self.location.read_bytes(self.shard_path(name))
         except ObjectMissingError as error:
             raise TableError(f"{where}: no such shard in this table; run extract to make it") from error
-        return self._decode(data, columns, where)
+        file = open_parquet(data, where=where)
+        self.contract.require_same(stored_contract(file.metadata.metadata, where=where), where=where)
+        if not file.schema_arrow.equals(table_schema(self.contract.num_codebooks)):
+            raise TableError(f"{where}: other columns than an index table has; {EXTRACT_AGAIN}")
+        return file
 
     def iter_rows(
         self, *, columns: Sequence[str] | None = None, shards: Iterable[str] | None = None
@@ -148,7 +156,7 @@ class IndexTable:
             format="parquet",
         )
         for name, fragment in zip(names, dataset.get_fragments(), strict=True):
-            where = self.location.full_url(self.shard_path(name))
+            where = self._url(name)
             try:
                 metadata = fragment.physical_schema.metadata
             except (pa.ArrowException, OSError) as error:
@@ -174,7 +182,7 @@ class IndexTable:
         return num_rows
 
     def _verify_shard(self, name: str) -> int:
-        where = self.location.full_url(self.shard_path(name))
+        where = self._url(name)
         table = self.read_shard(name)
         codes_FN, offsets = split_codes(table["codes"])
         if (offsets[1:] - offsets[:-1] != table["num_frames"].to_numpy()).any():
@@ -183,12 +191,8 @@ class IndexTable:
             raise TableError(f"{where}: codes outside the codebooks; {EXTRACT_AGAIN}")
         return table.num_rows
 
-    def _decode(self, data: bytes, columns: Sequence[str] | None, where: str) -> pa.Table:
-        file = open_parquet(data, where=where)
-        self.contract.require_same(stored_contract(file.metadata.metadata, where=where), where=where)
-        if not file.schema_arrow.equals(table_schema(self.contract.num_codebooks)):
-            raise TableError(f"{where}: other columns than an index table has; {EXTRACT_AGAIN}")
-        return read_columns(file, columns, where=where)
+    def _url(self, name: str) -> str:
+        return self.location.full_url(self.shard_path(name))
 
 
 def check_row_matches(
