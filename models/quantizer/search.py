@@ -30,18 +30,23 @@ class GramTables:
     centers_MD: Tensor
     norms_M: Tensor
     cross_NMK: Tensor
-    """cross_NMK[n, m, k] is twice the inner product of center m (of all) and entry k of codebook n."""
+    """cross_NMK[n, m, k] is twice the inner product of center m (of all) and entry k of codebook n; zero where
+    m belongs to codebook n itself, since a code never holds two of its entries."""
 
     @staticmethod
     def build(centers_NKD: Tensor) -> "GramTables":
-        """Tabulate the inner products; costs M * M * D multiplications and M * M numbers."""
+        """Tabulate the inner products; costs M * M * D / 2 multiplications and M * M numbers."""
         num_codebooks, codebook_size, dim = centers_NKD.shape
         means_N1D = centers_NKD.mean(dim=1, keepdim=True)
         centered_NKD = centers_NKD - means_N1D
         centers_MD = centered_NKD.reshape(-1, dim)
         cross_NMK = centers_MD.new_empty(num_codebooks, num_codebooks * codebook_size, codebook_size)
+        blocks_NNKK = cross_NMK.view(num_codebooks, num_codebooks, codebook_size, codebook_size)
         for n in range(num_codebooks):
-            torch.mm(centers_MD, (2 * centered_NKD[n]).t(), out=cross_NMK[n])
+            blocks_NNKK[n, n].zero_()
+            later = slice((n + 1) * codebook_size, None)
+            torch.mm(centers_MD[later], (2 * centered_NKD[n]).t(), out=cross_NMK[n, later])
+            blocks_NNKK[n + 1 :, n].copy_(blocks_NNKK[n, n + 1 :].transpose(1, 2))
         return GramTables(
             offset_D=means_N1D.sum(dim=(0, 1)),
             centers_MD=centers_MD,
@@ -91,7 +96,6 @@ def _beam_pass(
     base_N = torch.arange(num_codebooks, device=device) * codebook_size
     # Odd multipliers from a fixed linear congruential sequence; sums of products wrap and stay comparable.
     salt_N = (base_N + 1) * 6364136223846793005 + 1442695040888963407
-    kept = min(width, codebook_size)
     for n in range(num_codebooks):
         beams = beams_BWN.shape[1]
         current_BW = beams_BWN[:, :, n]
@@ -109,7 +113,7 @@ def _beam_pass(
             hash_BW = (beams_BWN * salt_N).sum(dim=2) - current_BW * salt_N[n]
             rest_BW = rest_BW.masked_fill(_repeated_without(hash_BW), torch.inf)
         entry_BWK += rest_BW.unsqueeze(2)
-        score_BW, parent_BW, entry_BW = _lowest(entry_BWK, kept)
+        score_BW, parent_BW, entry_BW = _lowest(entry_BWK, min(width, beams * codebook_size))
         beams_BWN = beams_BWN.gather(1, parent_BW.unsqueeze(2).expand(-1, -1, num_codebooks))
         beams_BWN[:, :, n] = entry_BW
     return beams_BWN, score_BW
