@@ -30,8 +30,8 @@ class GramTables:
     centers_MD: Tensor
     norms_M: Tensor
     cross_NMK: Tensor
-    """cross_NMK[n, m, k] is twice the inner product of center m (of all) and entry k of codebook n; zero where
-    m belongs to codebook n itself, since a code never holds two of its entries."""
+    """cross_NMK[n, m, k] is twice the inner product of center m (of all) and entry k of codebook n; zero
+    where m belongs to codebook n itself, since a code never holds two of its entries."""
 
     @staticmethod
     def build(centers_NKD: Tensor) -> "GramTables":
