@@ -37,7 +37,7 @@ def save_artifact(
     if _DIGEST_KEY in metadata:
         raise ArtifactError(f"{where}: the metadata key {_DIGEST_KEY!r} is reserved; rename it")
     try:
-        data = safetensors.numpy.save({key: np.ascontiguousarray(array) for key, array in tensors.items()})
+        data = safetensors.numpy.save({key: np.asarray(array, order="C") for key, array in tensors.items()})
     except (KeyError, safetensors.SafetensorError) as error:
         raise ArtifactError(
             f"{where}: a tensor has a dtype safetensors lacks ({error}); convert it"

@@ -97,5 +97,5 @@ class TableContract:
             if mine != theirs:
                 raise ContractError(
                     f"{where}: made with {item.name} = {theirs!r}, but {mine!r} is expected; codes of "
-                    "different teachers, layers or quantizers do not mix; use another folder, or extract again"
+                    "different teachers, layers or quantizers do not mix; use another folder, or re-extract"
                 )

@@ -4,19 +4,21 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from storage.errors import StorageError
 from storage.local_store import LocalStore
-from storage.s3_store import S3Store
+
+if TYPE_CHECKING:
+    from storage.s3_store import S3Store
 
 _PUBLIC_OPTIONS = {"endpoint_url", "region", "anon"}
 _SECRET_OPTIONS = {"key", "secret", "token"}
 
 # Stores of this process. The key holds the process id, so that a forked child opens its own (s3fs hangs over
 # a fork), and the AWS variables, so that a change of credentials takes effect.
-_STORES: dict[tuple[Any, ...], LocalStore | S3Store] = {}
+_STORES: "dict[tuple[Any, ...], LocalStore | S3Store]" = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +101,7 @@ class Location:
         return self._store.sweep(self.full_path(path) if path else self.base_path)
 
     @property
-    def _store(self) -> LocalStore | S3Store:
+    def _store(self) -> "LocalStore | S3Store":
         if self.is_local:
             key: tuple[Any, ...] = (os.getpid(), "local")
         else:
@@ -108,7 +110,7 @@ class Location:
             key = (os.getpid(), "s3", settings, environment)
         store = _STORES.get(key)
         if store is None:
-            store = LocalStore() if self.is_local else S3Store({**self.options, **self._secrets})
+            store = LocalStore() if self.is_local else _new_s3_store({**self.options, **self._secrets})
             _STORES[key] = store
         return store
 
@@ -153,6 +155,13 @@ def open_location(url: str, *, options: Mapping[str, Any] | None = None) -> Loca
     }
     clean = "/".join(part for part in (bucket, *prefix.split("/")) if part)
     return Location(url=f"s3://{clean}", options=public, _secrets=secrets)
+
+
+def _new_s3_store(options: Mapping[str, Any]) -> "S3Store":
+    # s3fs takes a second to import, which those with local folders need not wait for.
+    from storage.s3_store import S3Store
+
+    return S3Store(options)
 
 
 def _reopen(url: str, options: Mapping[str, Any]) -> Location:

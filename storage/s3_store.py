@@ -11,6 +11,7 @@ import s3fs
 from storage.errors import ObjectMissingError, StorageError
 
 _MAX_PUT_BYTES = 5 * 2**30
+_ATTEMPTS = 5
 _CONFLICT_WAITS_S = (0.1, 0.3, 1.0, 3.0)
 _EXISTS_CODES = {"PreconditionFailed", "412"}
 _CONFLICT_CODES = {"ConditionalRequestConflict", "OperationAborted", "409"}
@@ -44,7 +45,7 @@ class S3Store:
             **{name: value for name, value in options.items() if name != "region"},
             client_kwargs=client_kwargs,
             config_kwargs={
-                "retries": {"mode": "adaptive", "total_max_attempts": 5},
+                "retries": {"mode": "adaptive", "total_max_attempts": _ATTEMPTS},
                 "connect_timeout": 10,
                 "read_timeout": 60,
             },

@@ -161,8 +161,6 @@ def stored_contract(metadata: Mapping[bytes, bytes] | None, *, where: str) -> Ta
 def split_codes(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     """All codes of a `codes` column as one (sum T, N) uint8 array, and its rows' (rows + 1,) offsets."""
     lists = column.combine_chunks()
-    if isinstance(lists, pa.ChunkedArray):  # pyarrow keeps an empty column chunked
-        lists = lists.chunk(0) if lists.num_chunks else pa.array([], column.type)
     flat_FN = lists.values.flatten().to_numpy().reshape(-1, column.type.value_type.list_size)
     return flat_FN, lists.offsets.to_numpy()
 

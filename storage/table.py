@@ -4,11 +4,9 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.dataset
-import pyarrow.fs
 import pyarrow.parquet as pq
 
 from storage.contract import TableContract
@@ -28,6 +26,9 @@ from storage.schema import (
     table_schema,
     to_parquet,
 )
+
+if TYPE_CHECKING:
+    import pyarrow.dataset
 
 TABLE_FILE = "table.json"
 SHARD_SUFFIX = ".parquet"
@@ -139,17 +140,21 @@ class IndexTable:
         for name in sorted(self.committed()) if shards is None else shards:
             yield from arrow_to_rows(self.read_shard(name, columns=columns))
 
-    def dataset(self) -> pyarrow.dataset.Dataset:
+    def dataset(self) -> "pyarrow.dataset.Dataset":
         """All committed shards as a `pyarrow.dataset`; reads every footer to refuse foreign files.
 
         Raises `TableError` for a damaged file, `ContractError` for one of another contract.
         """
+        # Imports pandas where there is one, seconds that extraction and training do not need.
+        import pyarrow.dataset as pads
+        import pyarrow.fs as pafs
+
         names = sorted(self.committed())
         if self.location.is_local:
-            filesystem = pyarrow.fs.LocalFileSystem()
+            filesystem = pafs.LocalFileSystem()
         else:
-            filesystem = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self.location.filesystem))
-        dataset = pyarrow.dataset.dataset(
+            filesystem = pafs.PyFileSystem(pafs.FSSpecHandler(self.location.filesystem))
+        dataset = pads.dataset(
             [self.location.full_path(self.shard_path(name)) for name in names],
             schema=table_schema(self.contract.num_codebooks),
             filesystem=filesystem,
@@ -158,7 +163,7 @@ class IndexTable:
         for name, fragment in zip(names, dataset.get_fragments(), strict=True):
             where = self._url(name)
             try:
-                metadata = fragment.physical_schema.metadata
+                metadata = fragment.metadata.metadata
             except (pa.ArrowException, OSError) as error:
                 raise damaged(where, error) from error
             self.contract.require_same(stored_contract(metadata, where=where), where=where)

@@ -70,7 +70,8 @@ def running_s3_server(folder: Path, *, bucket: str = "mvqkd-tests") -> Iterator[
     command = [
         binary, f"-logdir={folder}", "mini", f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
         "-master.telemetry=false", "-admin.ui=false", "-webdav=false", "-s3.port.iceberg=0",
-        "-s3.port.lance=0", "-s3.iam=false", "-s3.autoCreateBucket=false", f"-s3.config={config}", f"-s3.port={s3_port}",
+        "-s3.port.lance=0",
+        "-s3.iam=false", "-s3.autoCreateBucket=false", f"-s3.config={config}", f"-s3.port={s3_port}",
         f"-master.port={master_port}", f"-volume.port={volume_port}",
         f"-filer.port={filer_port}",
         f"-admin.port={admin_port}", f"-s3.localSocket={sockets / 's3'}",

@@ -1,0 +1,181 @@
+import copy
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from storage import local_store
+from storage.errors import ObjectMissingError, StorageError
+from storage.filesystem import Location, open_location
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Location:
+    return open_location(str(tmp_path / "place"))
+
+
+def test_local_urls_become_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert open_location("runs/x").url == str(tmp_path / "runs/x")
+    assert open_location("file:///data/a%20b").base_path == "/data/a b"
+    assert open_location("~/x").url == str(Path.home() / "x")
+    assert open_location("runs/x").is_local and not open_location("s3://b/x").is_local
+    assert open_location("s3://bucket//a//b/").url == "s3://bucket/a/b"
+    assert open_location("s3://bucket/a").join("b", "c").base_path == "bucket/a/b/c"
+    assert open_location("runs").filesystem.protocol == ("file", "local")
+
+
+@pytest.mark.parametrize(
+    ("url", "options", "message"),
+    [
+        ("gs://bucket/x", None, "only local folders, file:// and s3://"),
+        ("file://host/x", None, "three slashes"),
+        ("s3://", None, "s3://bucket/prefix"),
+        ("s3://me:topsecret@bucket/x", None, "neither it nor endpoint_url may hold credentials"),
+        ("s3://b/x", {"endpoint_url": "http://me:topsecret@host"}, "may hold credentials"),
+        ("s3://b/x", {"secrte": "topsecret"}, "unknown secrte; known are"),
+    ],
+)
+def test_bad_urls_and_options_are_refused_without_their_secrets(url, options, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        open_location(url, options=options)
+    assert "topsecret" not in str(caught.value)
+
+
+def test_secrets_are_neither_printed_nor_pickled():
+    location = open_location(
+        "s3://bucket/x",
+        options={"endpoint_url": "http://127.0.0.1:1", "key": "hidden1", "secret": "hidden2", "token": None},
+    )
+    assert "hidden" not in repr(location.join("y")) + str(location)
+    data = pickle.dumps(location)
+    assert b"hidden" not in data
+    assert pickle.loads(data) == location == copy.deepcopy(location)  # noqa: S301 (our own bytes)
+    assert pickle.loads(data).options == {"endpoint_url": "http://127.0.0.1:1"}  # noqa: S301
+
+
+@pytest.mark.parametrize("path", ["", "../x", "a//b", "/etc/passwd", "a/./b", "a/.."])
+def test_paths_stay_inside(place, path):
+    with pytest.raises(ValueError, match="not a relative object path"):
+        place.write_once(path, b"x")
+
+
+def test_write_once_keeps_the_first_and_replace_the_last(place, tmp_path):
+    assert place.list() == {} and not place.exists("a")
+    assert place.write_once("a", b"first") and not place.write_once("a", b"second")
+    assert place.read_bytes("a") == b"first"
+    place.replace("a", b"third")
+    place.replace("sub/b", b"x" * 10)
+    assert place.read_bytes("a") == b"third" and place.exists("a")
+    assert place.list() == {"a": 5} and place.list("sub") == {"b": 10}
+    place.remove("a")
+    place.remove("a")
+    assert not place.exists("a")
+    assert sorted(path.name for path in (tmp_path / "place").rglob("*")) == ["b", "sub"]
+
+
+def test_a_missing_object_is_named(place):
+    with pytest.raises(ObjectMissingError, match=r"place/nothing: there is no such file") as caught:
+        place.read_bytes("nothing")
+    again = pickle.loads(pickle.dumps(caught.value))  # noqa: S301 (errors travel from workers)
+    assert str(again) == str(caught.value) and type(again) is ObjectMissingError
+
+
+def test_without_hard_links_it_renames(place, monkeypatch):
+    def refuse(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(local_store.os, "link", refuse)
+    assert place.write_once("a", b"first") and not place.write_once("a", b"second")
+    assert place.list() == {"a": 5} and place.read_bytes("a") == b"first"
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [(28, "no space left"), (13, "refuses access"), (5, "input/output error"), (1, "refuses access")],
+)
+def test_system_errors_are_named_and_leave_nothing(place, monkeypatch, number, message):
+    def fail(_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(local_store.os, "fsync", fail)
+    with pytest.raises(StorageError, match=rf"place/a: .*{message}.*; "):
+        place.write_once("a", b"x")
+    assert list(Path(place.url).iterdir()) == []
+
+
+def test_a_file_where_a_folder_is_needed(place):
+    place.write_once("a", b"x")
+    with pytest.raises(StorageError, match=r"a/b: a file stands where a folder is needed"):
+        place.write_once("a/b", b"x")
+
+
+KILLED_WRITER = """
+import os, sys
+from storage.filesystem import open_location
+os.link = lambda *_: os.kill(os.getpid(), 9)
+open_location(sys.argv[1]).write_once("shard.parquet", b"x" * 100_000)
+"""
+
+
+@pytest.mark.integration
+def test_a_writer_killed_before_the_commit_leaves_nothing_to_see(place):
+    child = subprocess.run([sys.executable, "-c", KILLED_WRITER, place.url], check=False)
+    assert child.returncode == -9
+    left = [path.name for path in Path(place.url).iterdir()]
+    assert len(left) == 1 and left[0].startswith(".shard.parquet.") and left[0].endswith(".tmp")
+    assert not place.exists("shard.parquet") and place.list() == {}
+    # A temporary of a living process stays, that of the dead one goes.
+    alive = Path(place.url) / left[0].replace(left[0].split(".")[-3], str(os.getpid()))
+    alive.write_bytes(b"in progress")
+    assert place.sweep() == 1 and [path.name for path in Path(place.url).iterdir()] == [alive.name]
+    assert place.sweep("no-such-folder") == 0
+    assert place.write_once("shard.parquet", b"whole")
+
+
+def _mount_tmpfs(folder: Path) -> None:
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+
+
+@pytest.mark.integration
+def test_a_full_disk_commits_nothing_and_keeps_what_was_committed(tmp_path):
+    disk = tmp_path / "disk"
+    _mount_tmpfs(disk)
+    try:
+        place = open_location(str(disk))
+        place.write_once("kept", b"k" * 100_000)
+        with pytest.raises(StorageError, match=r"disk/big: no space left.*nothing was committed; free space"):
+            place.write_once("big", b"b" * 500_000)
+        with pytest.raises(StorageError, match="no space left"):
+            place.replace("kept", b"b" * 500_000)
+        assert place.list() == {"kept": 100_000} and [path.name for path in disk.iterdir()] == ["kept"]
+        assert place.write_once("small", b"s" * 10_000)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+LIMITED_WRITER = """
+import resource, signal, sys
+from storage.filesystem import open_location
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+open_location(sys.argv[1]).write_once("big", b"b" * 100_000)
+"""
+
+
+@pytest.mark.integration
+def test_a_file_size_limit_commits_nothing(place):
+    """As the full disk, for users who may not mount."""
+    child = subprocess.run(
+        [sys.executable, "-c", LIMITED_WRITER, place.url], capture_output=True, text=True, check=False
+    )
+    assert "StorageError" in child.stderr and "no space left" in child.stderr
+    assert list(Path(place.url).iterdir()) == []
