@@ -79,7 +79,9 @@ class NonFiniteEmbeddingError(ValueError):
     """
 
     def __init__(self, *, indexes: tuple[int, ...], embeddings: list[Tensor | None], dtype: str) -> None:
-        remedy = "leave them out" if dtype == "float32" else f"load the teacher with dtype float32, not {dtype}"
+        remedy = (
+            "leave them out" if dtype == "float32" else f"load the teacher with dtype float32, not {dtype}"
+        )
         super().__init__(
             f"the teacher's embeddings of waveforms {list(indexes)} hold NaN or infinity: {remedy}"
         )
@@ -145,7 +147,8 @@ class TransformersTeacher(ABC):
             is_tensor = isinstance(waveform, Tensor)
             found = f"{waveform.dtype} {tuple(waveform.shape)}" if is_tensor else type(waveform).__name__
             raise WaveformError(
-                f"waveform {index} is {found}: give a mono float32 tensor of shape (num_samples,)", index=index
+                f"waveform {index} is {found}: give a mono float32 tensor of shape (num_samples,)",
+                index=index,
             )
         num_samples = waveform.numel()
         if num_samples < info.min_samples:

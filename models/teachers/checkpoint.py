@@ -15,7 +15,10 @@ from transformers.utils import cached_file
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 # What the two halves of a weight-normalized convolution are called in files, and in today's torch modules.
-_WEIGHT_NORM_NAMES = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
+_WEIGHT_NORM_NAMES = {
+    "parametrizations.weight.original0": "weight_g",
+    "parametrizations.weight.original1": "weight_v",
+}
 
 
 class TeacherLoadError(ValueError):
@@ -84,7 +87,9 @@ def _weight_files(path: str, location: str, revision: str | None) -> tuple[Path,
 
 def _find(location: str, file_name: str, revision: str | None) -> Path | None:
     try:
-        found = cached_file(location, file_name, revision=revision, _raise_exceptions_for_missing_entries=False)
+        found = cached_file(
+            location, file_name, revision=revision, _raise_exceptions_for_missing_entries=False
+        )
     except OSError as error:
         raise TeacherLoadError(
             f"{location!r} is no local folder and could not be fetched from the Hugging Face hub"
@@ -144,7 +149,9 @@ def _open_weights(file: Path) -> Any:
     try:
         return safe_open(file, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
-        raise TeacherLoadError(f"{file} is no readable safetensors file ({error}): download it again") from error
+        raise TeacherLoadError(
+            f"{file} is no readable safetensors file ({error}): download it again"
+        ) from error
 
 
 def _name_in_file(name: str, stored: Mapping[str, Path]) -> str:

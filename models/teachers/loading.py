@@ -25,9 +25,21 @@ from transformers import (
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from models.teachers.base import DTYPES, Teacher, TeacherInfo
-from models.teachers.checkpoint import Checkpoint, TeacherLoadError, fingerprint, open_checkpoint, read_weights
+from models.teachers.checkpoint import (
+    Checkpoint,
+    TeacherLoadError,
+    fingerprint,
+    open_checkpoint,
+    read_weights,
+)
 from models.teachers.waveform import WaveformTeacher, receptive_field
-from models.teachers.whisper import SILENCE_TAIL_FRAMES, LogMel, WhisperTeacher, WhisperWindow
+from models.teachers.whisper import (
+    SILENCE_EDGE_FRAMES,
+    SILENCE_STRETCH_FRAMES,
+    LogMel,
+    WhisperTeacher,
+    WhisperWindow,
+)
 
 # Part of every fingerprint: to be raised when the computation of embeddings changes on purpose.
 _COMPUTATION_VERSION = 1
@@ -160,7 +172,7 @@ def _load_waveform(
     model = _build(architecture, config)
     if getattr(config, "do_stable_layer_norm", False):
         model.encoder.layer_norm = nn.Identity()
-    settings = _settings(checkpoint, config, layer=layer, dtype=dtype) | {"normalize": normalize}
+    settings = _settings(config, layer=layer, dtype=dtype) | {"normalize": normalize}
     digest = _fill(model, checkpoint, settings)
     field, shift = receptive_field(config.conv_kernel, config.conv_stride)
     sample_rate_hz = int((preprocessor or {}).get("sampling_rate", 16_000))
@@ -194,7 +206,9 @@ def _load_whisper(
     normalize: bool | None,
 ) -> Teacher:
     if normalize:
-        raise ValueError("normalize is for teachers that read the waveform; Whisper normalizes its spectrogram")
+        raise ValueError(
+            "normalize is for teachers that read the waveform; Whisper normalizes its spectrogram"
+        )
     preprocessor = dict(checkpoint.preprocessor or {})
     extractor = WhisperFeatureExtractor(
         feature_size=config.num_mel_bins,
@@ -203,8 +217,8 @@ def _load_whisper(
     config.encoder_layers = layer
     model = _build("whisper", config)
     model.layer_norm = nn.Identity()
-    settings = _settings(checkpoint, config, layer=layer, dtype=dtype) | {
-        "window": window if window == "exact" else f"short, tail {SILENCE_TAIL_FRAMES}",
+    settings = _settings(config, layer=layer, dtype=dtype) | {
+        "window": (window, SILENCE_EDGE_FRAMES, SILENCE_STRETCH_FRAMES) if window == "short" else window,
         "sampling_rate": extractor.sampling_rate,
         "hop_length": extractor.hop_length,
         "n_fft": extractor.n_fft,
@@ -259,8 +273,6 @@ def _fill(model: PreTrainedModel, checkpoint: Checkpoint, settings: Mapping[str,
     return digest
 
 
-def _settings(
-    checkpoint: Checkpoint, config: PretrainedConfig, *, layer: int, dtype: str
-) -> dict[str, Any]:
+def _settings(config: PretrainedConfig, *, layer: int, dtype: str) -> dict[str, Any]:
     settings = {key: getattr(config, key) for key in _FINGERPRINT_KEYS if hasattr(config, key)}
     return settings | {"layer": layer, "dtype": dtype, "computation": _COMPUTATION_VERSION}

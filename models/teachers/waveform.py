@@ -39,9 +39,7 @@ class WaveformTeacher(TransformersTeacher):
     - attention: padded frames are masked as keys.
     """
 
-    def __init__(
-        self, *, model: nn.Module, info: TeacherInfo, device: torch.device, normalize: bool
-    ) -> None:
+    def __init__(self, *, model: nn.Module, info: TeacherInfo, device: torch.device, normalize: bool) -> None:
         super().__init__(model=model, info=info, device=device)
         self._normalize = normalize
         config = model.config

@@ -10,7 +10,10 @@ from models.teachers.base import TeacherInfo, TransformersTeacher, pad_frames
 
 WhisperWindow = Literal["short", "exact"]
 
-SILENCE_TAIL_FRAMES = 0
+# The silence after an utterance is attended to as this many frames one by one, enough to leave the audio's last
+# spectrogram frames behind, and then as one frame for each stretch of silence.
+SILENCE_EDGE_FRAMES = 4
+SILENCE_STRETCH_FRAMES = 32
 
 
 class LogMel(nn.Module):
@@ -40,7 +43,9 @@ class LogMel(nn.Module):
         """
         padding = num_frames * self.hop_samples - waveform.numel()
         padded = nn.functional.pad(waveform, (0, padding))
-        spectrum_FT = torch.stft(padded, self.n_fft, self.hop_samples, window=self.window, return_complex=True)
+        spectrum_FT = torch.stft(
+            padded, self.n_fft, self.hop_samples, window=self.window, return_complex=True
+        )
         power_FT = spectrum_FT[:, :-1].abs().square()
         log_MT = (self.filters_MF @ power_FT).clamp(min=1e-10).log10()
         return (torch.maximum(log_MT, log_MT.max() - 8.0) + 4.0) / 4.0
@@ -49,9 +54,13 @@ class LogMel(nn.Module):
 class WhisperTeacher(TransformersTeacher):
     """The Whisper encoder; frame ``t`` is centered at sample ``320 t``.
 
-    ``exact`` computes what transformers computes: silence up to 30 s, attention over all 1,500 frames. ``short``
-    computes the same spectrogram and convolutions, but attention only over the utterance's own frames and
-    ``SILENCE_TAIL_FRAMES`` frames of silence; docs/teachers.md has the measured deviation.
+    ``exact`` computes what transformers computes: silence up to 30 s, attention over all 1,500 frames.
+
+    ``short`` computes the same spectrogram and convolutions for the utterance, but stands for the silence after
+    it by few frames. Without any the embeddings are far off: the model parks its attention on silence. Away from
+    the utterance all silent frames enter the first layer alike but for their position, so the middle one of
+    each stretch of ``SILENCE_STRETCH_FRAMES`` stands for the stretch, counted that often by a logarithm added
+    to its attention logits. docs/teachers.md has the measured deviation.
     """
 
     def __init__(
@@ -72,28 +81,44 @@ class WhisperTeacher(TransformersTeacher):
         return -(-num_samples // self._info.frame_shift_samples)
 
     def _embed(self, waveforms: list[Tensor]) -> list[Tensor]:
-        frames = [self._front_end(waveform) for waveform in waveforms]
-        x_BTD, keep_BT = pad_frames(frames)
-        mask_B11T = None if keep_BT is None else keep_BT[:, None, None, :]
+        inputs = [self._front_end(waveform) for waveform in waveforms]
+        x_BTD, _ = pad_frames([x_TD for x_TD, _ in inputs])
+        bias_B11T = None
+        if self._window == "short":
+            bias_BT = nn.utils.rnn.pad_sequence(
+                [log_count_T for _, log_count_T in inputs], batch_first=True, padding_value=-torch.inf
+            )
+            bias_B11T = bias_BT[:, None, None, :]
         for layer in self._model.layers:
-            x_BTD = layer(x_BTD, attention_mask=mask_B11T)
+            x_BTD = layer(x_BTD, attention_mask=bias_B11T)
         lengths = [self.num_frames(len(waveform)) for waveform in waveforms]
         return [x_TD[:length] for x_TD, length in zip(x_BTD, lengths, strict=True)]
 
-    def _front_end(self, waveform: Tensor) -> Tensor:
-        """Waveform ``(num_samples,)`` of one utterance to what the first layer reads, ``(frames, D)``.
+    def _front_end(self, waveform: Tensor) -> tuple[Tensor, Tensor]:
+        """Waveform ``(num_samples,)`` of one utterance to what the first layer reads.
 
         Computed on each utterance alone, so that no convolution sees a neighbour's padding.
+
+        Returns:
+            Frames ``(T, D)``, the utterance's first; and the logarithm of how many frames each stands for,
+            ``(T,)``.
         """
         model = self._model
-        max_frames = model.config.max_source_positions
-        num_frames = max_frames
+        window_frames = model.config.max_source_positions
+        kept_frames = window_frames
         if self._window == "short":
-            num_frames = min(max_frames, self.num_frames(waveform.numel()) + SILENCE_TAIL_FRAMES)
-        # One frame of silence more than is kept: the last one kept then sees the spectrogram it sees in a
+            kept_frames = min(window_frames, self.num_frames(waveform.numel()) + SILENCE_EDGE_FRAMES)
+        # One frame more than is kept: the last one kept then sees the silent spectrogram that it sees in a
         # 30-second window, not the convolutions' zero padding.
         with torch.autocast(waveform.device.type, enabled=False):
-            mel_MT = self._log_mel(waveform, 2 * min(max_frames, num_frames + 1))
+            mel_MT = self._log_mel(waveform, 2 * min(window_frames, kept_frames + 1))
         x_1DT = nn.functional.gelu(model.conv1(mel_MT[None]))
-        x_DT = nn.functional.gelu(model.conv2(x_1DT))[0]
-        return x_DT.T[:num_frames] + model.embed_positions.weight[:num_frames]
+        x_TD = nn.functional.gelu(model.conv2(x_1DT))[0].T[:kept_frames]
+
+        starts = range(kept_frames, window_frames, SILENCE_STRETCH_FRAMES)
+        counts = [min(SILENCE_STRETCH_FRAMES, window_frames - start) for start in starts]
+        middles = [start + count // 2 for start, count in zip(starts, counts, strict=True)]
+        x_TD = torch.cat([x_TD, x_TD[-1:].expand(len(middles), -1)])
+        positions_T = torch.tensor([*range(kept_frames), *middles], device=x_TD.device)
+        x_TD = x_TD + model.embed_positions.weight[positions_T]
+        return x_TD, torch.tensor([1] * kept_frames + counts, device=x_TD.device).to(x_TD.dtype).log()

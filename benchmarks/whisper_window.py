@@ -1,0 +1,89 @@
+"""Whisper's short windows against its exact 30-second windows: speed and deviation, layer by layer.
+
+python -m benchmarks.whisper_window --teacher FOLDER --audio FOLDER [--utterances 40] [--json]
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import soundfile
+import torch
+from torch import Tensor
+
+from models.teachers import Teacher, load_teacher
+
+
+def read_waveforms(folder: Path, count: int) -> list[Tensor]:
+    """``count`` utterances ``(num_samples,)`` spread over a folder of audio, longest first."""
+    files = sorted(file for file in folder.rglob("*") if file.suffix in (".flac", ".wav"))
+    if not files:
+        raise ValueError(f"no .flac or .wav files in {folder}: give a folder of audio")
+    step = max(1, len(files) // count)
+    waveforms = [torch.from_numpy(soundfile.read(file, dtype="float32")[0]) for file in files[::step][:count]]
+    return sorted(waveforms, key=len, reverse=True)
+
+
+def encode_all(teacher: Teacher, waveforms: list[Tensor], batch_size: int) -> tuple[list[Tensor], float]:
+    """Embeddings ``(T, dim)`` of all waveforms and frames per second, warmed up by the shortest one."""
+    teacher.encode(waveforms[-1:])
+    start_s = time.perf_counter()
+    batches = [waveforms[i : i + batch_size] for i in range(0, len(waveforms), batch_size)]
+    embeddings = [x_TD.cpu() for batch in batches for x_TD in teacher.encode(batch)]
+    return embeddings, sum(map(len, embeddings)) / (time.perf_counter() - start_s)
+
+
+def deviation(short: list[Tensor], exact: list[Tensor]) -> tuple[float, float]:
+    """Squared deviation relative to the exact embeddings' variance: over all frames, and the median frame's."""
+    exact_TD = torch.cat(exact)
+    squares_T = (torch.cat(short) - exact_TD).square().sum(dim=1)
+    variance_T = (exact_TD - exact_TD.mean(dim=0)).square().sum(dim=1)
+    return float(squares_T.sum() / variance_T.sum()), float(squares_T.median() / variance_T.median())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--teacher", required=True)
+    parser.add_argument("--audio", type=Path, required=True)
+    parser.add_argument("--utterances", type=int, default=40)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--layers", type=int, nargs="+", help="default: all")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    arguments = parser.parse_args()
+    waveforms = read_waveforms(arguments.audio, arguments.utterances)
+    num_layers = load_teacher(arguments.teacher).info.num_layers
+    rows = []
+    for layer in arguments.layers or range(1, num_layers + 1):
+        row: dict[str, float] = {"layer": layer}
+        embeddings = {}
+        for window in ("short", "exact"):
+            teacher = load_teacher(
+                arguments.teacher, layer=layer, whisper_window=window, device=arguments.device
+            )
+            embeddings[window], row[f"{window}_frames_per_s"] = encode_all(
+                teacher, waveforms, arguments.batch_size
+            )
+        row["speed_ratio"] = row["short_frames_per_s"] / row["exact_frames_per_s"]
+        row["relative_deviation"], row["median_frame_deviation"] = deviation(
+            embeddings["short"], embeddings["exact"]
+        )
+        rows.append(row)
+    frames = sum(map(len, embeddings["exact"]))
+    if arguments.json:
+        print(json.dumps({"utterances": len(waveforms), "frames": frames, "layers": rows}))
+        return
+    print(f"{len(waveforms)} utterances, {frames} frames, {torch.get_num_threads()} threads")
+    print("layer  short frames/s  exact frames/s  ratio  relative deviation  median frame")
+    for row in rows:
+        print(
+            f"{row['layer']:5d}  {row['short_frames_per_s']:14.0f}  {row['exact_frames_per_s']:14.0f}"
+            f"  {row['speed_ratio']:5.1f}  {row['relative_deviation']:18.4f}  {row['median_frame_deviation']:12.4f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
