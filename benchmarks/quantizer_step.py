@@ -1,0 +1,115 @@
+"""Our quantizer beside multi_quantization 0.1.1, in one run on one machine.
+
+    python -m benchmarks.quantizer_step [--embeddings frames.npy] [--checkpoint peer.pt] [--device cuda]
+
+Prints seconds per training step in both phases (steps of the two alternate, medians), and frames per second
+and RRL of encoding with the default five iterations on the same codebooks: those of --checkpoint, or of a
+short fit of ours. On Gaussian frames, and on --embeddings (M, dim) where given.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import multi_quantization
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.quantizer import Quantizer, QuantizerTrainer, load_reference_checkpoint, rrl
+
+
+def seconds(call: Callable[[], object], device: torch.device) -> float:
+    """Wall time of one call, the device's queue emptied before and after."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def step_times(x: Tensor, codebooks: int, batch: int, steps: int, phase: int) -> tuple[float, float]:
+    """Median seconds per training step of (ours, peer); each leaves two steps out."""
+    first = 1_000_000 if phase == 1 else 4
+    arguments = (x.shape[1], codebooks, x.device, first, 1_000_000)
+    trainers = (QuantizerTrainer(*arguments, seed=0), multi_quantization.QuantizerTrainer(*arguments))
+    warm = 2 if phase == 1 else 7
+    times: tuple[list[float], list[float]] = ([], [])
+    for step in range(warm + steps):
+        rows = torch.randint(len(x), (batch,), device=x.device)
+        for trainer, own in zip(trainers, times, strict=True):
+            took = seconds(lambda trainer=trainer, rows=rows: trainer.step(x[rows]), x.device)
+            if step >= warm:
+                own.append(took)
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+def short_fit(x: Tensor, codebooks: int) -> Quantizer:
+    """Codebooks to encode with where no checkpoint is given."""
+    trainer = QuantizerTrainer(x.shape[1], codebooks, x.device, 100, 50, seed=0)
+    while not trainer.done():
+        trainer.step(x[torch.randint(len(x), (512,), device=x.device)])
+    return trainer.get_quantizer()
+
+
+@torch.no_grad()
+def encode_figures(x: Tensor, quantizer: Quantizer) -> list[tuple[str, float, float]]:
+    """(name, frames per second, RRL) of encode with five iterations on the same codebooks."""
+    peer = multi_quantization.Quantizer(quantizer.dim, quantizer.codebook_size, quantizer.num_codebooks)
+    peer.to(x.device).load_state_dict(quantizer.state_dict())
+    figures = []
+    for name, encoder in (("ours", quantizer), ("peer", peer)):
+        codes: list[Tensor] = []
+        encoder.encode(x[:64])
+        # Blocks keep the peer's gathered centers (65,536 bytes times dim for each frame) in memory.
+        took = seconds(lambda e=encoder, c=codes: c.extend(e.encode(b, 5) for b in x.split(256)), x.device)
+        x_hat = quantizer.decode(torch.cat(codes))
+        figures.append((name, len(x) / took, rrl(x, x_hat, quantizer.get_data_mean())))
+    return figures
+
+
+def report(title: str, x: Tensor, arguments: argparse.Namespace, quantizer: Quantizer | None) -> None:
+    print(f"\n{title}: {len(x)} frames of {x.shape[1]}")
+    print(f"  {arguments.codebooks} codebooks of 256, batches of {arguments.batch}")
+    for phase in (1, 2):
+        ours, peer = step_times(x, arguments.codebooks, arguments.batch, arguments.steps, phase)
+        print(
+            f"  training step, phase {phase}: ours {ours:.4f} s, peer {peer:.4f} s, ratio {peer / ours:.1f}"
+        )
+    quantizer = quantizer or short_fit(x, arguments.codebooks)
+    (_, ours, ours_rrl), (_, peer, peer_rrl) = encode_figures(x[: arguments.frames], quantizer)
+    print(f"  encode: ours {ours:.0f} frames/s, peer {peer:.0f} frames/s, ratio {ours / peer:.1f}")
+    print(f"  RRL on the same codebooks: ours {ours_rrl:.4f}, peer {peer_rrl:.4f}", flush=True)
+
+
+def main() -> None:
+    """Parse, run, print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--dim", type=int, default=512, help="of the Gaussian frames")
+    parser.add_argument("--codebooks", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=512)
+    parser.add_argument("--steps", type=int, default=5, help="timed training steps per phase")
+    parser.add_argument("--frames", type=int, default=1024, help="frames encoded")
+    parser.add_argument("--embeddings", type=Path, help=".npy file of (M, dim)")
+    parser.add_argument("--checkpoint", type=Path, help="a peer's checkpoint for --embeddings")
+    parser.add_argument("--device", default="cpu")
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    print(f"torch {torch.__version__}, {arguments.device}, {torch.get_num_threads()} threads")
+    gaussian = torch.randn(8192, arguments.dim, device=arguments.device)
+    report("Gaussian", gaussian, arguments, None)
+    if arguments.embeddings is not None:
+        array = np.load(arguments.embeddings, allow_pickle=False).astype(np.float32)
+        frames = torch.from_numpy(array)[torch.randperm(len(array))].to(arguments.device)
+        known = load_reference_checkpoint(arguments.checkpoint) if arguments.checkpoint else None
+        report(str(arguments.embeddings), frames, arguments, known.to(arguments.device) if known else None)
+
+
+if __name__ == "__main__":
+    main()
