@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 
 import pyarrow as pa
 
+from storage.errors import ObjectMissingError
 from storage.filesystem import Location
 from storage.schema import open_parquet, read_columns, to_parquet
 
@@ -78,6 +79,10 @@ def read_failures(table: Location) -> list[Failure]:
     for name in folder.list():
         if name.endswith(_SUFFIX):
             where = folder.full_url(name)
-            records = read_columns(open_parquet(folder.read_bytes(name), where=where), None, where=where)
+            try:
+                data = folder.read_bytes(name)
+            except ObjectMissingError:
+                continue  # removed since the listing, by a worker that did the shard after all
+            records = read_columns(open_parquet(data, where=where), None, where=where)
             found.extend(Failure(**record) for record in records.to_pylist())
     return found

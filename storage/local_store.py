@@ -5,7 +5,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import fsspec
@@ -50,8 +50,10 @@ class LocalStore:
             except FileNotFoundError:
                 return sizes
             for entry in entries:
-                if not entry.name.endswith(_TEMP_SUFFIX) and entry.is_file():
-                    sizes[entry.name] = entry.stat().st_size
+                # Another process may remove an object between the listing and the look at it.
+                with suppress(FileNotFoundError):
+                    if not entry.name.endswith(_TEMP_SUFFIX) and entry.is_file():
+                        sizes[entry.name] = entry.stat().st_size
         return sizes
 
     def remove(self, path: str) -> None:

@@ -3,6 +3,7 @@ import pytest
 
 from storage.errors import TableError
 from storage.failures import Failure, read_failures, write_failures
+from storage.filesystem import Location
 
 
 def failure(shard: str, cut_id: str | None, **changes) -> Failure:
@@ -47,3 +48,9 @@ def test_a_damaged_record_is_named(table):
     table.location.replace("_failures/s.parquet", b"PAR1 torn")
     with pytest.raises(TableError, match=r"_failures/s\.parquet"):
         read_failures(table.location)
+
+
+def test_a_record_removed_during_the_reading_is_skipped(table, monkeypatch):
+    write_failures(table.location, "s", [failure("s", None)])
+    monkeypatch.setattr(Location, "list", lambda self, path="": {"gone.parquet": 1, "s.parquet": 1})
+    assert read_failures(table.location) == [failure("s", None)]
