@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 from workers.corpus import CorpusConfig
 from workers.distill.settings import DistillConfig
 from workers.settings import Section
+from workers.teacher import TeacherConfig
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -24,16 +25,6 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 
 class ConfigError(ValueError):
     """The run file or an override is wrong; the message holds the key's path and a remedy."""
-
-
-class TeacherConfig(Section):
-    """The model whose embeddings are quantized; `path` is a local folder, an `s3://` folder or a hub name."""
-
-    path: str
-    layer: PositiveInt | None = None
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    whisper_window: Literal["short", "exact"] = "short"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
 class QuantizerConfig(Section):

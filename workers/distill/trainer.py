@@ -162,9 +162,9 @@ class StudentTrainer:
         return self._epoch
 
     @property
-    def num_left_out(self) -> int:
-        """Utterances that could not be used so far."""
-        return len(self._batches.left_out)
+    def left_out(self) -> dict[str, str]:
+        """Utterances that could not be used so far, and why."""
+        return dict(self._batches.left_out)
 
 
 class _Meter:
@@ -199,7 +199,7 @@ class _Meter:
             lr=trainer.lr(),
             utterances_per_s=self._utterances / max(1e-9, time.monotonic() - self._since),
             seconds=time.monotonic() - self._began,
-            left_out=trainer.num_left_out,
+            left_out=len(trainer.left_out),
         )
         self._report(progress, trainer.state if keep else None)
         self._reset()

@@ -1,0 +1,168 @@
+"""Fitting the quantizer: sample, embed, fit, store."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from lhotse import MonoCut
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from storage.artifacts import load_artifact, save_artifact
+from storage.errors import ObjectMissingError
+from storage.filesystem import Location
+from torch import Tensor
+
+from models.quantizer import (
+    FitConfig,
+    FitProgress,
+    Quantizer,
+    fit_quantizer,
+    quantizer_from_arrays,
+    quantizer_to_arrays,
+)
+from workers.embed import Embedder, LeftOut
+from workers.sample import Sample
+
+ARTIFACT = "quantizer"
+STATE = "fit-state.safetensors"
+
+
+class QuantizerFitter:
+    """Embeds a sample of the corpus, fits a quantizer to it, and stores it with all that is known of it.
+
+    Args:
+        embedder: the teacher and how it is fed.
+        location: where the artifact goes (`quantizer.safetensors`, `quantizer.json`); a fit that was
+            interrupted left its state there and is continued.
+        config: of the fit.
+        max_frames: frames kept in memory; more are thinned out evenly.
+        device: where to fit.
+    """
+
+    def __init__(
+        self,
+        *,
+        embedder: Embedder,
+        location: Location,
+        config: FitConfig,
+        max_frames: int,
+        device: torch.device,
+    ) -> None:
+        self._embedder, self._location, self._config = embedder, location, config
+        self._max_frames, self._device = max_frames, device
+
+    def run(self, sample: Sample, progress: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        """Fit and store; returns the artifact's metadata.
+
+        Args:
+            sample: cuts to fit on and cuts to judge by.
+            progress: called with `stage` (embed or fit), `done`, `total` and figures.
+
+        Raises:
+            ValueError: no utterance of the sample could be embedded.
+        """
+        left_out: list[LeftOut] = []
+        share = 1 / max(1, len(sample.train) + len(sample.valid))
+        train_FD = self._embed(sample.train, self._max_frames, left_out, progress, 0.0, share)
+        valid_FD = self._embed(
+            sample.valid, self._max_frames // 4, left_out, progress, len(sample.train) * share, share
+        )
+        # A sample smaller than a batch, as of a first try on a handful of files.
+        config = replace(self._config, batch_size=min(self._config.batch_size, len(train_FD)))
+        result = fit_quantizer(
+            train_FD,
+            valid=valid_FD,
+            config=config,
+            device=self._device,
+            progress=lambda now: progress(_note(now)),
+            on_state=lambda state: self._location.replace(STATE, save_tensors(state)),
+            resume_state=self._saved_state(),
+        )
+        arrays, metadata = quantizer_to_arrays(result.quantizer)
+        info = self._embedder.teacher.info
+        metadata |= {
+            "teacher": asdict(info),
+            "config": asdict(config),
+            "training_data": {
+                "utterances": len(sample.train),
+                "frames": len(train_FD),
+                "valid_utterances": len(sample.valid),
+                "valid_frames": len(valid_FD),
+                "cuts_sha256": _digest_of(sample),
+                "left_out": [{"cut_id": x.cut.id, "stage": x.stage, "message": x.message} for x in left_out],
+            },
+            "valid_rrl": result.valid_rrl,
+            "usage_entropy_bits": result.usage_entropy_bits,
+            "codebook_correlations": result.codebook_correlations,
+            "history": [asdict(point) for point in result.history],
+            "steps": result.steps,
+            "seconds": result.seconds,
+        }
+        save_artifact(self._location, ARTIFACT, arrays, metadata)
+        self._location.remove(STATE)
+        return metadata
+
+    def _embed(
+        self,
+        cuts: Sequence[MonoCut],
+        max_frames: int,
+        left_out: list[LeftOut],
+        progress: Callable[[dict[str, Any]], None],
+        before: float,
+        share: float,
+    ) -> Tensor:
+        """float32 (frames, dim) on the CPU, at most `max_frames`, in the order of `cuts`."""
+        teacher = self._embedder.teacher
+        expected = sum(int(cut.duration * teacher.info.frame_rate_hz) for cut in cuts)
+        every = -(-expected // max_frames)
+        kept: dict[str, Tensor] = {}
+        for number, result in enumerate(self._embedder(cuts), start=1):
+            if isinstance(result, LeftOut):
+                left_out.append(result)
+            else:
+                # Every n-th frame, each utterance from another start, so that no position is preferred.
+                first = int(hashlib.sha256(result.cut.id.encode()).hexdigest(), 16) % every
+                kept[result.cut.id] = result.embeddings_TD[first::every].cpu()
+            progress({"stage": "embed", "done": before + number * share, "total": 1.0})
+        frames = [kept[cut.id] for cut in cuts if cut.id in kept]
+        if not frames:
+            first_problem = left_out[0].message if left_out else "the sample is empty"
+            raise ValueError(f"no utterance of the quantizer's sample could be embedded: {first_problem}")
+        return torch.cat(frames)[:max_frames]
+
+    def _saved_state(self) -> dict[str, Tensor] | None:
+        try:
+            return load_tensors(self._location.read_bytes(STATE))
+        except ObjectMissingError:
+            return None
+        except SafetensorError as error:
+            where = self._location.full_url(STATE)
+            raise ValueError(f"{where}: damaged ({error}); delete it, the fit then starts anew") from error
+
+
+def load_quantizer(location: Location) -> tuple[Quantizer, dict[str, Any]]:
+    """The stored quantizer (CPU, eval mode) and its metadata.
+
+    Raises:
+        ArtifactError: there is none, or it is damaged.
+    """
+    arrays, metadata = load_artifact(location, ARTIFACT)
+    return quantizer_from_arrays(arrays), metadata
+
+
+def _note(now: FitProgress) -> dict[str, Any]:
+    return {
+        "stage": "fit",
+        "done": now.step,
+        "total": now.steps,
+        "train_rrl": now.train_rrl,
+        **({} if now.valid_rrl is None else {"valid_rrl": now.valid_rrl}),
+    }
+
+
+def _digest_of(sample: Sample) -> str:
+    ids = "\n".join(cut.id for cut in (*sample.train, *sample.valid))
+    return hashlib.sha256(ids.encode()).hexdigest()

@@ -1,0 +1,61 @@
+"""Loading a teacher where the work is: a local folder or hub name as it is, an `s3://` folder by a copy."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from storage.filesystem import open_location
+
+from models.teachers import Teacher, load_teacher
+from workers.settings import Section
+
+
+class TeacherConfig(Section):
+    """The model whose embeddings are quantized; `path` is a local folder, an `s3://` folder or a hub name.
+
+    `layer` counts transformer layers from 1; the last one by default.
+    """
+
+    path: str
+    layer: Annotated[int, Field(gt=0)] | None = None
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    whisper_window: Literal["short", "exact"] = "short"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+def choose_device(wanted: str) -> torch.device:
+    """`auto` is CUDA when there is one. Ray's fake GPUs make it necessary to ask torch itself."""
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(wanted)
+
+
+def open_teacher(config: TeacherConfig, *, options: Mapping[str, str]) -> Teacher:
+    """Load the teacher.
+
+    Raises:
+        TeacherLoadError: no such folder or model, or not an architecture that is known.
+        StorageError: the `s3://` folder cannot be read.
+    """
+
+    def load(path: str) -> Teacher:
+        return load_teacher(
+            path,
+            layer=config.layer,
+            device=choose_device(config.device),
+            dtype=config.dtype,
+            whisper_window=config.whisper_window,
+        )
+
+    if not config.path.startswith("s3://"):
+        return load(config.path)
+    location = open_location(config.path, options=options)
+    with tempfile.TemporaryDirectory(prefix="mvqkd-teacher-") as folder:
+        copy = Path(folder) / config.path.rstrip("/").rsplit("/", 1)[-1]
+        copy.mkdir()
+        for name in location.list():
+            (copy / name).write_bytes(location.read_bytes(name))
+        return load(str(copy))
