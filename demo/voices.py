@@ -192,7 +192,7 @@ class Espeak:
         self._library.espeak_ng_SetRandSeed(ctypes.c_long(1))
         self._c_library.srand(1)
         self._library.espeak_Synth(spoken, len(spoken) + 1, 0, 1, 0, _CHARS_UTF8 | _PHONEME_INPUT, None, None)
-        if not self._chunks:
+        if not any(chunk.any() for chunk in self._chunks):
             raise ValueError(f"espeak-ng is silent on {text!r} with voice {speaker.voice!r}")
         return np.concatenate(self._chunks)
 
