@@ -268,7 +268,7 @@ class Quantizer(nn.Module):
                 cost_BNK = tables.entry_costs(full_BD)[: len(rows_BD)]
                 codes_BN = beam_search(cost_BNK, codes_BN, tables, width=ENCODE_BEAMS, max_passes=passes)
             codes.append(codes_BN)
-        return torch.cat(codes) if codes else torch.empty(0, self.num_codebooks, dtype=torch.int64)
+        return torch.cat(codes)
 
     @torch.no_grad()
     def _search_tables(self) -> GramTables:
