@@ -35,7 +35,7 @@ def encode_all(teacher: Teacher, waveforms: list[Tensor], batch_size: int) -> tu
 
 
 def deviation(short: list[Tensor], exact: list[Tensor]) -> tuple[float, float]:
-    """Squared deviation relative to the exact embeddings' variance: over all frames, and the median frame's."""
+    """Squared deviation over the exact embeddings' variance: of all frames, and of the median frame."""
     exact_TD = torch.cat(exact)
     squares_T = (torch.cat(short) - exact_TD).square().sum(dim=1)
     variance_T = (exact_TD - exact_TD.mean(dim=0)).square().sum(dim=1)
@@ -81,7 +81,8 @@ def main() -> None:
     for row in rows:
         print(
             f"{row['layer']:5d}  {row['short_frames_per_s']:14.0f}  {row['exact_frames_per_s']:14.0f}"
-            f"  {row['speed_ratio']:5.1f}  {row['relative_deviation']:18.4f}  {row['median_frame_deviation']:12.4f}"
+            f"  {row['speed_ratio']:5.1f}  {row['relative_deviation']:18.4f}"
+            f"  {row['median_frame_deviation']:12.4f}"
         )
 
 

@@ -1,4 +1,4 @@
-"""What a teacher is: its description, its protocol, its errors, and the part all transformers teachers share."""
+"""What a teacher is: its description, its protocol, its errors, and what all teachers share."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -8,6 +8,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -17,9 +18,9 @@ class TeacherInfo:
     """Facts about a loaded teacher that an index table has to record.
 
     ``frame_offset_s`` is the time of the center of frame 0's receptive field, so frame ``t`` stands for the
-    moment ``frame_offset_s + t / frame_rate_hz``. ``layer`` is the number of transformer layers computed of the
-    checkpoint's ``num_layers``. ``fingerprint`` identifies the embedding function: 16 hexadecimal characters
-    over weights, configuration, layer, dtype, normalization and window. ``max_samples`` is None for teachers
+    moment ``frame_offset_s + t / frame_rate_hz``. ``layer`` is the number of transformer layers computed
+    of the checkpoint's ``num_layers``. ``fingerprint`` identifies the embedding function: 16 hexadecimal
+    characters over weights, configuration, layer, dtype, normalization and window. ``max_samples`` is None for teachers
     without a limit.
     """
 
@@ -92,8 +93,9 @@ class NonFiniteEmbeddingError(ValueError):
 class TransformersTeacher(ABC):
     """Checks, precision and error handling around a transformers encoder; subclasses do the computation."""
 
-    def __init__(self, *, model: nn.Module, info: TeacherInfo, device: torch.device) -> None:
-        self._model = cast_weights(model, DTYPES[info.dtype]).to(device).eval().requires_grad_(False)
+    def __init__(self, *, model: PreTrainedModel, info: TeacherInfo, device: torch.device) -> None:
+        cast_weights(model, DTYPES[info.dtype])
+        self._model = model.to(device).eval().requires_grad_(False)
         self._device = device
         self._info = info
 
@@ -132,7 +134,9 @@ class TransformersTeacher(ABC):
             return []
         with torch.inference_mode(), self._precision():
             embeddings_TD = [x.float() for x in self._embed([w.to(self._device) for w in waveforms])]
-            finite = torch.stack([x.isfinite().all() for x in embeddings_TD]).tolist()
+            finite: list[bool] = torch.stack([x.isfinite().all() for x in embeddings_TD]).tolist()
+        # Cloned outside inference mode: a quantizer can be trained on them, and the padded batch is let go.
+        embeddings_TD = [x.clone() for x in embeddings_TD]
         if not all(finite):
             raise NonFiniteEmbeddingError(
                 indexes=tuple(i for i, good in enumerate(finite) if not good),
@@ -159,8 +163,8 @@ class TransformersTeacher(ABC):
             )
         if info.max_samples is not None and num_samples > info.max_samples:
             raise UtteranceTooLongError(
-                f"waveform {index} has {num_samples} samples ({num_samples / info.sample_rate_hz:.2f} s), more"
-                f" than the {info.max_samples / info.sample_rate_hz:g} s the teacher takes: cut it",
+                f"waveform {index} has {num_samples} samples ({num_samples / info.sample_rate_hz:.2f} s),"
+                f" more than the {info.max_samples / info.sample_rate_hz:g} s the teacher takes: cut it",
                 index=index,
             )
         if not bool(waveform.isfinite().all()):
@@ -175,7 +179,7 @@ class TransformersTeacher(ABC):
             yield
 
 
-def cast_weights(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
     """Cast the weights of matrix products to ``dtype``, in place; norms and embeddings stay float32.
 
     Under autocast the residual stream then stays float32 too, which large models need: its values outgrow
@@ -184,7 +188,6 @@ def cast_weights(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv1d):
             module.to(dtype)
-    return model
 
 
 def pad_frames(frames: list[Tensor]) -> tuple[Tensor, Tensor | None]:

@@ -74,8 +74,8 @@ def _weight_files(path: str, location: str, revision: str | None) -> tuple[Path,
     index_file = _find(location, _INDEX, revision)
     if index_file is None:
         raise TeacherLoadError(
-            f"teacher {path} has no {_WEIGHTS}; pickled weights (pytorch_model.bin) are never loaded: convert them"
-            " once with transformers' save_pretrained, or give the revision of the hub that has safetensors"
+            f"teacher {path} has no {_WEIGHTS}; pickled weights (pytorch_model.bin) are never loaded: convert"
+            " them once with transformers' save_pretrained, or give a hub revision that has safetensors"
         )
     shards = sorted(set(_read_json(index_file)["weight_map"].values()))
     files = [_find(location, shard, revision) for shard in shards]
@@ -111,8 +111,8 @@ def read_weights(checkpoint: Checkpoint, *, anchor: str, names: Iterable[str]) -
 
     Args:
         checkpoint: where to read.
-        anchor: name of a tensor every such encoder has; what stands before it in the file is the prefix that a
-            checkpoint with a head (``hubert.``, ``model.encoder.``) puts before each of the encoder's names.
+        anchor: name of a tensor every such encoder has; what stands before it in the file is the prefix that
+            a checkpoint with a head (``hubert.``, ``model.encoder.``) puts before all names.
         names: names in the encoder's state dict.
 
     Raises:
@@ -125,15 +125,15 @@ def read_weights(checkpoint: Checkpoint, *, anchor: str, names: Iterable[str]) -
     prefixes = [name.removesuffix(anchor) for name in files if name == anchor or name.endswith(f".{anchor}")]
     if len(prefixes) != 1:
         raise TeacherLoadError(
-            f"{checkpoint.name}: {len(prefixes)} tensors called *{anchor} in the weights, expected one: the weights"
-            " do not belong to config.json's model_type"
+            f"{checkpoint.name}: {len(prefixes)} tensors called *{anchor} in the weights, expected one: the"
+            " weights do not belong to config.json's model_type"
         )
     wanted = {name: _name_in_file(prefixes[0] + name, files) for name in names}
     missing = sorted(name for name, stored in wanted.items() if stored not in files)
     if missing:
         raise TeacherLoadError(
-            f"{checkpoint.name}: the weights lack {len(missing)} tensors, the first {missing[0]}: the checkpoint is"
-            " incomplete or its config.json belongs to another model"
+            f"{checkpoint.name}: the weights lack {len(missing)} tensors, the first {missing[0]}: the"
+            " checkpoint is incomplete or its config.json belongs to another model"
         )
     tensors: dict[str, Tensor] = {}
     for file in checkpoint.weight_files:
@@ -173,5 +173,5 @@ def fingerprint(weights: Mapping[str, Tensor], settings: Mapping[str, Any]) -> s
     canonical = {_canonical_name(name): tensor for name, tensor in weights.items()}
     for name, tensor in sorted(canonical.items()):
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]

@@ -103,9 +103,9 @@ def load_teacher(
         layer: the embedding is the hidden state after this many transformer layers, 1 to the checkpoint's
             number, before the model's final layer norm; None is the last. Later layers are not even read.
         device: where to compute.
-        dtype: "float32", "float16" (CUDA only) or "bfloat16", the precision of matrix products; norms, residual
-            sums and results are float32.
-        whisper_window: for Whisper, "short" attends to the utterance only, "exact" to 30 s as transformers does.
+        dtype: "float32", "float16" (CUDA only) or "bfloat16", the precision of matrix products; norms,
+            residual sums and results are float32.
+        whisper_window: for Whisper, "short" computes a few frames of silence, "exact" all up to 30 s.
         normalize: zero mean and unit variance for each waveform; None takes it from the checkpoint's
             preprocessor_config.json. Not for Whisper.
         revision: branch, tag or commit on the hub.
@@ -160,8 +160,8 @@ def _load_waveform(
     if normalize is None:
         if preprocessor is None:
             raise TeacherLoadError(
-                f"{checkpoint.name} has no preprocessor_config.json that says whether it wants waveforms normalized"
-                " to zero mean and unit variance: add the file or set normalize to true or false"
+                f"{checkpoint.name} has no preprocessor_config.json that says whether it wants waveforms"
+                " normalized to zero mean and unit variance: add the file or set normalize to true or false"
             )
         normalize = bool(preprocessor.get("do_normalize", True))
     architecture = config.model_type

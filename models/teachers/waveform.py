@@ -1,9 +1,11 @@
 """HuBERT, WavLM, wav2vec2 and data2vec-audio: teachers that read the waveform itself."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from models.teachers.base import TeacherInfo, TransformersTeacher, pad_frames
 
@@ -39,7 +41,9 @@ class WaveformTeacher(TransformersTeacher):
     - attention: padded frames are masked as keys.
     """
 
-    def __init__(self, *, model: nn.Module, info: TeacherInfo, device: torch.device, normalize: bool) -> None:
+    def __init__(
+        self, *, model: PreTrainedModel, info: TeacherInfo, device: torch.device, normalize: bool
+    ) -> None:
         super().__init__(model=model, info=info, device=device)
         self._normalize = normalize
         config = model.config
@@ -89,7 +93,7 @@ class WaveformTeacher(TransformersTeacher):
         return x_BDT.transpose(1, 2)
 
 
-def _position_stages(module: nn.Module) -> list[nn.Module]:
+def _position_stages(module: Any) -> list[nn.Module]:
     """The parts of a positional embedding between which padding has to be zeroed again."""
     stacked = getattr(module, "layers", None)
     if stacked is not None:

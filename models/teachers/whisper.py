@@ -5,13 +5,14 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from models.teachers.base import TeacherInfo, TransformersTeacher, pad_frames
 
 WhisperWindow = Literal["short", "exact"]
 
-# The silence after an utterance is attended to as this many frames one by one, enough to leave the audio's last
-# spectrogram frames behind, and then as one frame for each stretch of silence.
+# The silence after an utterance is attended to as this many frames one by one, enough to leave the audio's
+# last spectrogram frames behind, and then as one frame for each stretch of silence.
 SILENCE_EDGE_FRAMES = 4
 SILENCE_STRETCH_FRAMES = 32
 
@@ -37,7 +38,7 @@ class LogMel(nn.Module):
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
 
     def forward(self, waveform: Tensor, num_frames: int) -> Tensor:
-        """Waveform ``(num_samples,)``, silence appended up to ``num_frames`` hops, to ``(num_mel, num_frames)``.
+        """Waveform ``(num_samples,)``, silence appended, to ``(num_mel, num_frames)``.
 
         The floor, 8 (80 dB) below the maximum, is the utterance's own.
         """
@@ -56,17 +57,17 @@ class WhisperTeacher(TransformersTeacher):
 
     ``exact`` computes what transformers computes: silence up to 30 s, attention over all 1,500 frames.
 
-    ``short`` computes the same spectrogram and convolutions for the utterance, but stands for the silence after
-    it by few frames. Without any the embeddings are far off: the model parks its attention on silence. Away from
-    the utterance all silent frames enter the first layer alike but for their position, so the middle one of
-    each stretch of ``SILENCE_STRETCH_FRAMES`` stands for the stretch, counted that often by a logarithm added
+    ``short`` computes the same spectrogram and convolutions for the utterance, but few frames stand for the
+    silence after it. Without any the embeddings are far off: the model parks its attention on silence. Away
+    from the utterance all silent frames enter the first layer alike but for their position, so the middle one
+    of each stretch of ``SILENCE_STRETCH_FRAMES`` stands for the stretch, counted that often by a logarithm added
     to its attention logits. docs/teachers.md has the measured deviation.
     """
 
     def __init__(
         self,
         *,
-        model: nn.Module,
+        model: PreTrainedModel,
         info: TeacherInfo,
         device: torch.device,
         log_mel: LogMel,
@@ -77,7 +78,7 @@ class WhisperTeacher(TransformersTeacher):
         self._window = window
 
     def num_frames(self, num_samples: int) -> int:
-        """Number of frames T that a waveform of ``num_samples`` samples gives: all that start before its end."""
+        """Number of frames T that a waveform of ``num_samples`` samples gives: those that start in it."""
         return -(-num_samples // self._info.frame_shift_samples)
 
     def _embed(self, waveforms: list[Tensor]) -> list[Tensor]:
