@@ -19,7 +19,7 @@ def draw_plots(run: Run) -> None:
     fit_axes.plot([p["step"] for p in history], [p["valid_rrl"] for p in history], marker=".")
     fit_axes.set(title="Quantizer", xlabel="step", ylabel="RRL on held-out speakers")
     for name, student in students.items():
-        points = student.get("curve", {}).get("points", [])
+        points = student.get("curve", [])
         _curve(transducer_axes, points, "transducer_loss", name)
         _curve(codebook_axes, points, "codebook_loss", name)
     transducer_axes.set(title="Transducer loss", xlabel="step", ylabel="nats per utterance")

@@ -24,6 +24,7 @@ class Bar:
         self._began = time.monotonic()
         self._next_line = self._began + LINE_EVERY_S
         self._first: float | None = None
+        self._ended = False
 
     def update(self, done: float, *, total: float | None = None, **figures: Any) -> None:
         """Set how much is done, of `total` when that changed, and the figures shown behind the bar."""
@@ -34,8 +35,9 @@ class Bar:
         if self._rich is not None:
             assert self._task is not None
             self._rich.update(self._task, completed=done, total=self._total, figures=text)
-        elif now >= self._next_line or done >= self._total:
+        elif now >= self._next_line or (done >= self._total and not self._ended):
             self._next_line = now + LINE_EVERY_S
+            self._ended = done >= self._total
             took = now - self._began
             gained = done - self._first
             left = f", {_duration((self._total - done) * took / gained)} left" if gained > 0 else ""

@@ -89,7 +89,7 @@ def fit_stage(run: Run) -> dict[str, Any]:
                 f"{run.quantizer.url}: this quantizer was fitted with other settings of teacher, quantizer or corpus; "
                 "use another storage.root, or delete the quantizer and the table"
             )
-        return stored or _fit_summary(metadata, settings)
+        return _add_fit(run, metadata, settings)
     sample = draw_sample(
         run.plan("train"),
         plan.shards,
@@ -128,21 +128,16 @@ def fit_stage(run: Run) -> dict[str, Any]:
             outcome = next(iter(outcomes))
     if outcome.failed:
         raise StageError(f"the quantizer could not be fitted: {outcome.errors[-1]}")
-    summary = _fit_summary(outcome.result, settings)
-    run.add_to_report("fit", summary)
-    return summary
+    return _add_fit(run, outcome.result, settings)
 
 
-def _fit_summary(metadata: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+def _add_fit(run: Run, metadata: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     names = ("id", "dim", "num_codebooks", "codebook_size", "valid_rrl", "usage_entropy_bits", "steps", "seconds")
     summary = {name: metadata[name] for name in names}
     data = metadata["training_data"]
-    return summary | {
-        "train_frames": data["frames"],
-        "valid_frames": data["valid_frames"],
-        "teacher": metadata["teacher"],
-        "settings": settings,
-    }
+    summary |= {"train_frames": data["frames"], "valid_frames": data["valid_frames"]}
+    run.add_to_report("fit", {**summary, "teacher": metadata["teacher"], "settings": settings})
+    return summary
 
 
 def contract_of(run: Run) -> TableContract:

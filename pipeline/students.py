@@ -83,10 +83,8 @@ def distill_stage(run: Run, name: str | None = None) -> dict[str, Any]:
         "epochs": settings.epochs,
         "loss_scale": settings.loss_scale,
         "left_out": len(existing["left_out"]),
-        "curve": read_json(out, "curve.json"),
     }
-    students = run.read_report().get("students", {})
-    run.add_to_report("students", {**students, name: {**students.get(name, {}), **summary}})
+    _add_to_report(run, name, {**summary, "curve": read_json(out, "curve.json")["points"]})
     return summary
 
 
@@ -213,6 +211,15 @@ def decode_stage(run: Run, name: str | None = None) -> dict[str, Any]:
     if totals.left_out:
         say(f"{totals.left_out} test utterances could not be decoded, see {out.full_url('errors.jsonl')}")
     summary = {**asdict(totals), "errors": out.full_url("errors.jsonl"), "digest": metadata["digest"]}
-    students = run.read_report().get("students", {})
-    run.add_to_report("students", {**students, name: {**students.get(name, {}), "score": summary}})
+    _add_to_report(run, name, {"score": summary})
     return summary
+
+
+def _add_to_report(run: Run, name: str, content: dict[str, Any]) -> None:
+    """Put figures of one student into the report; those of another training of it are dropped."""
+    students = run.read_report().get("students", {})
+    student = students.get(name, {})
+    key = content.get("digest", content.get("score", {}).get("digest"))
+    if student.get("digest", key) != key:
+        student = {}
+    run.add_to_report("students", {**students, name: {**student, **content}})
