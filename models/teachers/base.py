@@ -20,8 +20,8 @@ class TeacherInfo:
     ``frame_offset_s`` is the time of the center of frame 0's receptive field, so frame ``t`` stands for the
     moment ``frame_offset_s + t / frame_rate_hz``. ``layer`` is the number of transformer layers computed
     of the checkpoint's ``num_layers``. ``fingerprint`` identifies the embedding function: 16 hexadecimal
-    characters over weights, configuration, layer, dtype, normalization and window. ``max_samples`` is None for teachers
-    without a limit.
+    characters over weights, configuration, layer, dtype, normalization and window. ``max_samples`` is None
+    for teachers without a limit.
     """
 
     name: str

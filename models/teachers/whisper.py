@@ -60,8 +60,8 @@ class WhisperTeacher(TransformersTeacher):
     ``short`` computes the same spectrogram and convolutions for the utterance, but few frames stand for the
     silence after it. Without any the embeddings are far off: the model parks its attention on silence. Away
     from the utterance all silent frames enter the first layer alike but for their position, so the middle one
-    of each stretch of ``SILENCE_STRETCH_FRAMES`` stands for the stretch, counted that often by a logarithm added
-    to its attention logits. docs/teachers.md has the measured deviation.
+    of each stretch of ``SILENCE_STRETCH_FRAMES`` stands for the stretch, counted that often by a logarithm
+    added to its attention logits. docs/teachers.md has the measured deviation.
     """
 
     def __init__(
