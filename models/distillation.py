@@ -34,6 +34,9 @@ class DistillationModel(nn.Module):
         codebook_size: entries of a codebook.
         loss_scale: factor of the codebook loss summed over frames and codebooks.
         ctc_scale: factor of the student's auxiliary CTC loss.
+
+    Raises:
+        ValueError: the student has no such layer, or no CTC head where one is needed.
     """
 
     def __init__(
@@ -47,6 +50,14 @@ class DistillationModel(nn.Module):
         ctc_scale: float = 0.0,
     ) -> None:
         super().__init__()
+        num_layers = student.config.num_layers
+        if codebooks_per_frame and loss_scale and not 1 <= student_layer <= num_layers:
+            raise ValueError(
+                f"student_layer {student_layer} is not one of the student's {num_layers} encoder layers; "
+                "set distill.student_layer to one of them, counted from 1"
+            )
+        if ctc_scale and student.ctc is None:
+            raise ValueError(f"ctc_scale {ctc_scale:g} needs a student with a CTC head (with_ctc=True)")
         self.student = student
         self.student_layer = student_layer
         self.loss_scale = loss_scale

@@ -23,7 +23,8 @@ class LogMel(nn.Module):
     def forward(self, waveform: Tensor) -> Tensor:
         """float32 waveform (num_samples,) in [-1, 1] to (frames, 80)."""
         log_mel_TF = self.mel(waveform).clamp_min(1e-7).log().T
-        # 4 is about the standard deviation of log-mel over speech; one constant keeps short utterances comparable.
+        # 4 is about the standard deviation of log-mel over speech; a constant keeps short utterances
+        # comparable.
         return (log_mel_TF - log_mel_TF.mean(dim=0)) / 4.0
 
 

@@ -1,7 +1,7 @@
 """The student: a Conformer transducer built from torchaudio's Conformer layers and `rnnt_loss`."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, overload
 
 import torch
 import torchaudio
@@ -13,6 +13,8 @@ from models.features import HOP_SAMPLES, NUM_MEL_BINS
 
 BLANK = 0
 SUBSAMPLING = 4
+MIN_SAMPLES = 6 * HOP_SAMPLES
+"""Waveform samples that give one encoder frame (7 mel frames)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,9 @@ class StudentConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.encoder_dim % self.num_heads:
-            raise ValueError(f"encoder_dim {self.encoder_dim} is not a multiple of num_heads {self.num_heads}")
+            raise ValueError(
+                f"encoder_dim {self.encoder_dim} is not a multiple of num_heads {self.num_heads}"
+            )
         if self.conv_kernel % 2 == 0:
             raise ValueError(f"conv_kernel must be odd, not {self.conv_kernel}")
         if not 0 <= self.dropout < 1:
@@ -61,6 +65,14 @@ class StudentConfig:
     def frame_offset_s(self) -> float:
         """Time of the center of encoder frame 0: two 3-wide, stride-2 convolutions over mel frames 0 to 6."""
         return 3 * HOP_SAMPLES / 16_000
+
+
+@overload
+def subsampled_length(num_mel_frames: int) -> int: ...
+
+
+@overload
+def subsampled_length(num_mel_frames: Tensor) -> Tensor: ...
 
 
 def subsampled_length(num_mel_frames: Tensor | int) -> Tensor | int:
@@ -82,13 +94,46 @@ class Subsampling(nn.Module):
             nn.SiLU(),
         )
         bins = subsampled_length(NUM_MEL_BINS)
-        assert isinstance(bins, int)
         self.project = nn.Linear(channels * bins, dim)
 
     def forward(self, features_BTF: Tensor) -> Tensor:
         """(B, T, 80) to (B, subsampled_length(T), dim)."""
         x_BCTF = self.conv(features_BTF.unsqueeze(1))
         return self.project(x_BCTF.permute(0, 2, 1, 3).flatten(2))
+
+
+class MaskedConformerLayer(ConformerLayer):
+    """torchaudio's Conformer layer whose convolution module does not see padding.
+
+    In torchaudio the layer norm's bias and the pointwise convolution give padding frames values, which the
+    depthwise convolution carries into the last frames of the utterance, and the batch norm counts them: the
+    result depends on the length of the other utterances. Here they are zeroed before the depthwise
+    convolution and left out of the batch norm. Parameters and their names are torchaudio's.
+    """
+
+    def forward(self, x_TBD: Tensor, padding_BT: Tensor) -> Tensor:
+        """(T, B, D) and the (B, T) mask, True at padding, to (T, B, D); padding frames hold anything."""
+        x_TBD = x_TBD + 0.5 * self.ffn1(x_TBD)
+        normed_TBD = self.self_attn_layer_norm(x_TBD)
+        attended_TBD, _ = self.self_attn(
+            normed_TBD, normed_TBD, normed_TBD, key_padding_mask=padding_BT, need_weights=False
+        )
+        x_TBD = x_TBD + self.self_attn_dropout(attended_TBD)
+        x_TBD = x_TBD + self._convolve(x_TBD.transpose(0, 1), padding_BT).transpose(0, 1)
+        x_TBD = x_TBD + 0.5 * self.ffn2(x_TBD)
+        return self.final_layer_norm(x_TBD)
+
+    def _convolve(self, x_BTD: Tensor, padding_BT: Tensor) -> Tensor:
+        pointwise, glu, depthwise, batch_norm, *rest = self.conv_module.sequential
+        gated_BDT = glu(pointwise(self.conv_module.layer_norm(x_BTD).transpose(1, 2)))
+        convolved_BTD = depthwise(gated_BDT.masked_fill(padding_BT.unsqueeze(1), 0.0)).transpose(1, 2)
+        keep_BT = ~padding_BT
+        out_BTD = torch.zeros_like(convolved_BTD)
+        out_BTD[keep_BT] = batch_norm(convolved_BTD[keep_BT])
+        out_BDT = out_BTD.transpose(1, 2)
+        for module in rest:
+            out_BDT = module(out_BDT)
+        return out_BDT.transpose(1, 2)
 
 
 class ConformerEncoder(nn.Module):
@@ -99,7 +144,7 @@ class ConformerEncoder(nn.Module):
         self.subsampling = Subsampling(config.encoder_dim)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(
-            ConformerLayer(
+            MaskedConformerLayer(
                 input_dim=config.encoder_dim,
                 ffn_dim=config.ffn_dim,
                 num_attention_heads=config.num_heads,
@@ -116,7 +161,7 @@ class ConformerEncoder(nn.Module):
 
         Args:
             features_BTF: float32 (B, T, 80), padded with zeros.
-            lengths_B: int64 mel frames of each utterance.
+            lengths_B: int64 mel frames of each utterance, at least 7.
             tap_layer: also return the output of this layer, counted from 1.
 
         Returns:
@@ -124,13 +169,10 @@ class ConformerEncoder(nn.Module):
         """
         x_BTD = self.dropout(self.subsampling(features_BTF))
         out_lengths_B = subsampled_length(lengths_B)
-        assert isinstance(out_lengths_B, Tensor)
         padding_BT = torch.arange(x_BTD.shape[1], device=x_BTD.device) >= out_lengths_B.unsqueeze(1)
-        keep_TB1 = (~padding_BT).T.unsqueeze(-1)
         x_TBD, tapped_BTD = x_BTD.transpose(0, 1), None
         for number, layer in enumerate(self.layers, start=1):
-            # Zeroed padding keeps one utterance's length from leaking into its neighbours' convolutions.
-            x_TBD = layer(x_TBD * keep_TB1, padding_BT)
+            x_TBD = layer(x_TBD, padding_BT)
             if number == tap_layer:
                 tapped_BTD = x_TBD.transpose(0, 1)
         return x_TBD.transpose(0, 1), out_lengths_B, tapped_BTD
@@ -165,7 +207,9 @@ class ConformerTransducer(nn.Module):
         self.output = nn.Linear(config.joiner_dim, num_units)
         self.ctc = nn.Linear(config.encoder_dim, num_units) if with_ctc else None
 
-    def transducer_loss(self, encoded_BTD: Tensor, lengths_B: Tensor, units_BU: Tensor, unit_lengths_B: Tensor) -> Tensor:
+    def transducer_loss(
+        self, encoded_BTD: Tensor, lengths_B: Tensor, units_BU: Tensor, unit_lengths_B: Tensor
+    ) -> Tensor:
         """Transducer loss in nats, summed over the batch (Graves 2012).
 
         Args:
@@ -184,16 +228,26 @@ class ConformerTransducer(nn.Module):
             reduction="sum",
         )
 
-    def ctc_loss(self, encoded_BTD: Tensor, lengths_B: Tensor, units_BU: Tensor, unit_lengths_B: Tensor) -> Tensor:
+    def ctc_loss(
+        self, encoded_BTD: Tensor, lengths_B: Tensor, units_BU: Tensor, unit_lengths_B: Tensor
+    ) -> Tensor:
         """CTC loss of the auxiliary head in nats, summed over the batch; impossible alignments count as 0."""
         assert self.ctc is not None, "built without the CTC head"
         log_probs_TBV = self.ctc(encoded_BTD).float().log_softmax(-1).transpose(0, 1)
         return F.ctc_loss(
-            log_probs_TBV, units_BU, lengths_B, unit_lengths_B, blank=BLANK, reduction="sum", zero_infinity=True
+            log_probs_TBV,
+            units_BU,
+            lengths_B,
+            unit_lengths_B,
+            blank=BLANK,
+            reduction="sum",
+            zero_infinity=True,
         )
 
     @torch.inference_mode()
-    def greedy(self, features_BTF: Tensor, lengths_B: Tensor, *, max_units_per_frame: int = 4) -> list[list[int]]:
+    def greedy(
+        self, features_BTF: Tensor, lengths_B: Tensor, *, max_units_per_frame: int = 4
+    ) -> list[list[int]]:
         """The most probable unit at every step, for each utterance of a padded batch.
 
         Args:
@@ -205,7 +259,9 @@ class ConformerTransducer(nn.Module):
         encoded_BTD, out_lengths_B, _ = self.encoder(features_BTF, lengths_B)
         encoded_BTJ = self.encoder_projection(encoded_BTD)
         batch = encoded_BTJ.shape[0]
-        history_BC = torch.full((batch, Predictor.CONTEXT), BLANK, dtype=torch.long, device=encoded_BTJ.device)
+        history_BC = torch.full(
+            (batch, Predictor.CONTEXT), BLANK, dtype=torch.long, device=encoded_BTJ.device
+        )
         predicted_BJ = self.predictor_projection(self.predictor(history_BC))[:, 0]
         hypotheses: list[list[int]] = [[] for _ in range(batch)]
         for frame in range(encoded_BTJ.shape[1]):

@@ -78,7 +78,10 @@ def train_units(kind: str, texts: Iterable[str], *, vocab_size: int) -> Units:
         ValueError: no text at all, or SentencePiece cannot make `vocab_size` pieces of them.
     """
     if kind == "char":
-        alphabet = "".join(sorted(set().union(*map(set, texts))))
+        characters: set[str] = set()
+        for text in texts:
+            characters.update(text)
+        alphabet = "".join(sorted(characters))
         if not alphabet:
             raise ValueError("no transcripts to take characters from: the training part has no text")
         return CharUnits(alphabet)
@@ -99,5 +102,7 @@ def train_units(kind: str, texts: Iterable[str], *, vocab_size: int) -> Units:
 
 
 def load_units(kind: str, data: str) -> Units:
-    """Units from what a checkpoint stores."""
+    """Units from what a checkpoint stores. Raises ValueError for a kind that there is not."""
+    if kind not in ("char", "sentencepiece"):
+        raise ValueError(f"units of kind {kind!r}; this version knows char and sentencepiece")
     return CharUnits(data) if kind == "char" else SentencePieceUnits(data)

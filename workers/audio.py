@@ -1,16 +1,19 @@
 """Audio of cuts: loading with clear errors, decoding ahead in threads, length-sorted batches."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
-import fsspec
 import numpy as np
 import torch
-from lhotse import MonoCut, Recording
+from lhotse import MonoCut
 from lhotse.audio import AudioLoadingError, AudioSource, DurationMismatchError
+from lhotse.utils import fastcopy
 from torch import Tensor
+
+from workers.sources import fetch
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -28,32 +31,45 @@ class AudioError(ValueError):
 
 
 class AudioLoader:
-    """Loads the waveform of a cut at one sampling rate.
+    """Loads the waveform of a cut at one sampling rate. Safe to call from several threads.
 
     Args:
         sample_rate_hz: audio of another rate is resampled.
-        s3: fsspec arguments for `s3://` recordings.
+        s3: the storage section's options, for `s3://` recordings.
     """
 
-    def __init__(self, sample_rate_hz: int, *, s3: dict[str, object] | None = None) -> None:
+    def __init__(self, sample_rate_hz: int, *, s3: Mapping[str, Any] | None = None) -> None:
         self.sample_rate_hz = sample_rate_hz
-        self._s3 = s3 or {}
+        self._options = s3 or {}
 
     def __call__(self, cut: MonoCut) -> Tensor:
         """float32 waveform (num_samples,).
 
         Raises:
-            AudioError: the audio is missing, corrupt, empty, shorter than its manifest says, or holds NaN.
+            AudioError: the audio is missing, corrupt, empty, of another length than its manifest says, or
+                holds NaN.
+            StorageError, OSError: the object store cannot be reached, which is not the utterance's fault.
         """
         where = ", ".join(str(source.source) for source in cut.recording.sources if source.type != "memory")
         try:
-            audio_CT = self._fetched(cut).resample(self.sample_rate_hz).load_audio()
+            fetched = self._fetched(cut)
         except FileNotFoundError as error:
             raise AudioError(cut.id, f"{where}: no such audio file; check the manifest's paths") from error
-        except (AudioLoadingError, DurationMismatchError, OSError, RuntimeError, ValueError) as error:
-            problem = str(error).strip().splitlines()
+        try:
+            audio_CT = fetched.resample(self.sample_rate_hz).load_audio()
+        # Lhotse asserts that the channel and the start of the cut exist.
+        except (
+            AudioLoadingError,
+            DurationMismatchError,
+            OSError,
+            RuntimeError,
+            ValueError,
+            AssertionError,
+        ) as error:
+            problem = _shortly(error)
             raise AudioError(
-                cut.id, f"{where}: the audio cannot be read: {problem[-1] if problem else type(error).__name__}"
+                cut.id,
+                f"{where}: the audio cannot be read as its manifest says ({problem}); write either again",
             ) from error
         waveform_T = np.ascontiguousarray(audio_CT[0], dtype=np.float32)
         if waveform_T.size == 0:
@@ -63,28 +79,21 @@ class AudioLoader:
         return torch.from_numpy(waveform_T)
 
     def _fetched(self, cut: MonoCut) -> MonoCut:
-        """The cut with remote audio brought into memory by fsspec, whose credentials are ours."""
-        recording: Recording = cut.recording
-        remote = [source for source in recording.sources if source.type == "url"]
-        if not remote:
-            return cut
+        """The cut with remote audio, and audio inside of tar files, brought into memory."""
         sources = []
-        for source in recording.sources:
-            arguments = self._s3 if str(source.source).startswith("s3://") else {}
-            with fsspec.open(source.source, "rb", **arguments) as file:
-                sources.append(AudioSource("memory", source.channels, file.read()))
-        fetched = Recording(
-            id=recording.id,
-            sources=sources,
-            sampling_rate=recording.sampling_rate,
-            num_samples=recording.num_samples,
-            duration=recording.duration,
-            channel_ids=recording.channel_ids,
-            transforms=recording.transforms,
-        )
-        copy = MonoCut.from_dict({**cut.to_dict(), "recording": None})
-        copy.recording = fetched
-        return copy
+        for source in cut.recording.sources:
+            if source.type == "file" and not Path(source.source).is_file():
+                raise FileNotFoundError(source.source)
+            if source.type == "url":
+                source = AudioSource("memory", source.channels, fetch(source.source, self._options))
+            sources.append(source)
+        return fastcopy(cut, recording=fastcopy(cut.recording, sources=sources))
+
+
+def _shortly(error: BaseException) -> str:
+    """The line of Lhotse's long messages that says what happened."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
 
 
 def decode_ahead(
@@ -92,7 +101,8 @@ def decode_ahead(
 ) -> Iterator[Result | AudioError]:
     """Results of `load` in the order of `items`, up to `ahead` of them computed before they are asked for.
 
-    An `AudioError` is yielded in place of its result, so that one bad file does not end the stream.
+    An `AudioError` is yielded in place of its result, so that one bad file does not end the stream. Every
+    other exception is raised at its place in the order.
     """
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
         pending: deque[Future[Result]] = deque()

@@ -3,31 +3,26 @@
 Nothing here holds more than one cut at a time, so ten million of them cost no memory.
 """
 
-import gzip
-import io
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
-import fsspec
 import soundfile
 from lhotse import MonoCut, MultiCut, Recording, SupervisionSegment
 from lhotse.audio import AudioSource
 from lhotse.cut import Cut
-from lhotse.serialization import deserialize_item
-from lhotse.shar.readers.lazy import LazySharIterator
+from lhotse.utils import fastcopy
 from pydantic import Field, model_validator
 
+from storage.filesystem import open_location
+from workers.audio import AudioError, decode_ahead
 from workers.settings import Section
+from workers.shar import parse_cut, read_shar
+from workers.sources import CorpusError, full_path, open_binary, read_lines
 
 AUDIO_EXTENSIONS = (".flac", ".wav", ".ogg", ".mp3", ".opus")
 COLUMNS = ("id", "split", "speaker", "text")
-
-
-class CorpusError(ValueError):
-    """The corpus as a whole cannot be read; the message names the file and the remedy."""
 
 
 class CorpusConfig(Section):
@@ -35,9 +30,9 @@ class CorpusConfig(Section):
 
     `folder`: `root/transcripts.tsv` (header: id, split, speaker, text) and `root/audio/<split>/<id>.<ext>`;
     `train` and `test` name splits. `cuts`: `train` and `test` are Lhotse cut manifests (.jsonl, .jsonl.gz).
-    `shar`: `train` and `test` are Lhotse Shar folders. Paths may be local or `s3://`; relative ones are under
-    `root`. `channel` chooses one channel of audio that has several. `allow_upsampling` accepts audio below
-    the teacher's sampling rate.
+    `shar`: `train` and `test` are Lhotse Shar folders. Paths may be local or `s3://`; relative ones, those of
+    the audio inside a manifest too, are under `root`. `channel` chooses one channel of audio that has
+    several. `allow_upsampling` accepts audio below the teacher's sampling rate.
     """
 
     format: Literal["folder", "cuts", "shar"] = "folder"
@@ -72,7 +67,7 @@ class Corpus:
     Args:
         config: where the corpus is.
         sample_rate_hz: what the teacher takes; audio below it is refused unless `allow_upsampling`.
-        options: non-secret fsspec options for `s3://` paths.
+        options: of the storage section, for `s3://` paths.
     """
 
     def __init__(
@@ -80,7 +75,7 @@ class Corpus:
     ) -> None:
         self.config = config
         self.sample_rate_hz = sample_rate_hz
-        self._options = s3_options(options or {})
+        self._options = dict(options or {})
 
     def cuts(self, part: Literal["train", "test"]) -> Iterator[MonoCut | Refused]:
         """Every cut of the part, or the reason why it cannot be used.
@@ -90,28 +85,47 @@ class Corpus:
         """
         name = getattr(self.config, part)
         if name is None:
-            raise CorpusError(f"corpus.{part} is not set in the run file")
+            raise CorpusError(f"corpus.{part} is not set in the run file; name the {part} part there")
         readers = {"folder": self._read_folder, "cuts": self._read_manifest, "shar": self._read_shar}
         empty = True
         for cut in readers[self.config.format](name):
             empty = False
             yield cut if isinstance(cut, Refused) else self._check(cut)
         if empty:
-            raise CorpusError(f"corpus.{part}: nothing found in {name!r} (corpus.root {self.config.root!r})")
+            raise CorpusError(
+                f"corpus.{part}: nothing found in {name!r} (corpus.root {self.config.root!r}); check both"
+            )
 
     def _check(self, cut: Cut) -> MonoCut | Refused:
         config = self.config
-        if isinstance(cut, MultiCut) or (isinstance(cut, MonoCut) and not isinstance(cut.channel, int)):
-            if config.channel is None:
-                channels = cut.num_channels
-                return _refuse(cut, f"has {channels} channels; choose one with corpus.channel, or split it")
-            cut = cut.to_mono()[config.channel]
+        if isinstance(cut, MultiCut):
+            have = list(cut.channel) if isinstance(cut.channel, list) else [cut.channel]
+            channel = have[0] if len(have) == 1 else config.channel
+            if channel is None:
+                return _refuse(
+                    cut, f"has {len(have)} channels {have}; choose one with corpus.channel, or split it"
+                )
+            if channel not in have:
+                return _refuse(cut, f"has the channels {have}, not corpus.channel {channel}; choose another")
+            cut_id = cut.id
+            cut = next(mono for mono in cut.to_mono() if mono.channel == channel)
+            cut.id = cut_id
         if not isinstance(cut, MonoCut):
-            return _refuse(cut, f"is a {type(cut).__name__}; only plain cuts of one recording can be used")
+            return _refuse(
+                cut,
+                f"is a {type(cut).__name__}; only plain cuts of one recording can be used: "
+                "write mixed or padded audio to files first",
+            )
         if not cut.has_recording:
-            return _refuse(cut, "has no recording; the manifest must name its audio")
+            return _refuse(
+                cut, "has no recording; the manifest must name its audio, features alone do not do"
+            )
         if cut.duration < config.min_duration_s:
-            return _refuse(cut, f"lasts {cut.duration:.3f} s, less than corpus.min_duration_s")
+            return _refuse(
+                cut,
+                f"lasts {cut.duration:.3f} s, less than corpus.min_duration_s {config.min_duration_s:g}; "
+                "remove it or lower the limit",
+            )
         if cut.duration > config.max_duration_s:
             return _refuse(
                 cut,
@@ -124,107 +138,139 @@ class Corpus:
                 f"is sampled at {cut.sampling_rate} Hz, the teacher takes {self.sample_rate_hz} Hz; "
                 "set corpus.allow_upsampling to use it all the same, or choose a teacher of that rate",
             )
+        cut.recording = self._with_full_paths(cut.recording)
         return cut
 
     def _read_folder(self, split: str) -> Iterator[Cut | Refused]:
-        root = self.config.root
-        assert root is not None
-        path = f"{root.rstrip('/')}/transcripts.tsv"
-        seen_splits = set()
-        with self._open(path) as lines:
-            header = tuple(lines.readline().rstrip("\r\n").split("\t"))
-            if header != COLUMNS:
-                raise CorpusError(f"{path}: the header must be {' '.join(COLUMNS)} (tabs), not {header}")
-            for number, line in enumerate(lines, start=2):
-                if not line.strip():
-                    continue
-                fields = line.rstrip("\r\n").split("\t")
-                if len(fields) != len(COLUMNS):
-                    raise CorpusError(f"{path}:{number}: {len(fields)} fields instead of {len(COLUMNS)}")
-                utterance, its_split, speaker, text = fields
-                seen_splits.add(its_split)
-                if its_split == split:
-                    yield self._cut_of_file(f"{root.rstrip('/')}/audio/{split}", utterance, speaker, text)
-        if split not in seen_splits:
-            raise CorpusError(f"{path}: no split {split!r}; it has {', '.join(sorted(seen_splits)) or 'none'}")
+        assert self.config.root is not None
+        root = full_path(self.config.root.rstrip("/"))
+        folder = f"{root}/audio/{split}"
+        find = _AudioFinder(folder, self._options)
+        # A file in an object store answers in some ten milliseconds, so many are asked at a time.
+        threads = 16 if "://" in root else 2
+        rows = self._read_transcripts(f"{root}/transcripts.tsv", split)
+        for cut in decode_ahead(
+            rows, lambda row: self._cut_of_file(find, *row), threads=threads, ahead=4 * threads
+        ):
+            assert not isinstance(cut, AudioError)
+            yield cut
 
-    def _cut_of_file(self, folder: str, utterance: str, speaker: str, text: str) -> Cut | Refused:
-        fs, base = fsspec.url_to_fs(folder, **self._options_for(folder))
-        found = next((f"{base}/{utterance}{e}" for e in AUDIO_EXTENSIONS if fs.exists(f"{base}/{utterance}{e}")), None)
+    def _read_transcripts(self, path: str, split: str) -> Iterator[tuple[str, str, str]]:
+        """Utterance, speaker and text of every line of the split."""
+        lines = read_lines(path, self._options)
+        header = tuple(next(lines, (0, ""))[1].rstrip("\r\n").split("\t"))
+        if header != COLUMNS:
+            raise CorpusError(
+                f"{path}: the first line must be the header {', '.join(COLUMNS)} (separated by tabs), "
+                f"but it is {', '.join(header)}"
+            )
+        seen_splits = set()
+        for number, line in lines:
+            if not line.strip():
+                continue
+            fields = line.rstrip("\r\n").split("\t")
+            if len(fields) != len(COLUMNS):
+                raise CorpusError(
+                    f"{path}:{number}: {len(fields)} fields instead of {len(COLUMNS)}: {', '.join(COLUMNS)}, "
+                    "with tabs between; correct the line"
+                )
+            utterance, its_split, speaker, text = fields
+            seen_splits.add(its_split)
+            if its_split == split:
+                yield utterance, speaker, text
+        if split not in seen_splits:
+            have = ", ".join(sorted(seen_splits)) or "none"
+            raise CorpusError(f"{path}: no split {split!r}, it has {have}; set corpus.train and corpus.test")
+
+    def _cut_of_file(self, find: "_AudioFinder", utterance: str, speaker: str, text: str) -> Cut | Refused:
+        found = find(utterance)
         if found is None:
-            return Refused(cut_id=utterance, reason=f"has a transcript but no audio file in {folder}")
+            extensions = ", ".join(AUDIO_EXTENSIONS)
+            return Refused(
+                cut_id=utterance,
+                reason=f"has a transcript but no audio file {find.folder}/{utterance} ({extensions}); "
+                "add the file or remove the line",
+            )
         try:
-            with fs.open(found, "rb") as file:
+            with open_binary(found, self._options) as file:
                 info = soundfile.info(file)
-        except (soundfile.LibsndfileError, OSError) as error:
-            return Refused(cut_id=utterance, reason=f"{found}: the audio cannot be read: {error}")
+        except soundfile.LibsndfileError as error:
+            return Refused(
+                cut_id=utterance, reason=f"{found}: the audio cannot be read ({error}); write it again"
+            )
         if info.frames == 0:
-            return Refused(cut_id=utterance, reason=f"{found}: the audio has no samples")
-        remote = "://" in folder
-        source = fs.unstrip_protocol(found) if remote else found
+            return Refused(cut_id=utterance, reason=f"{found}: the audio has no samples; remove it")
         recording = Recording(
             id=utterance,
-            sources=[AudioSource("url" if remote else "file", list(range(info.channels)), source)],
+            sources=[AudioSource("url" if "://" in found else "file", list(range(info.channels)), found)],
             sampling_rate=info.samplerate,
             num_samples=info.frames,
             duration=info.frames / info.samplerate,
         )
-        supervision = SupervisionSegment(
-            id=utterance, recording_id=utterance, start=0.0, duration=recording.duration, text=text, speaker=speaker
-        )
         cut = recording.to_cut()
+        supervision = SupervisionSegment(
+            id=utterance,
+            recording_id=utterance,
+            start=0.0,
+            duration=recording.duration,
+            channel=cut.channel,
+            text=text,
+            speaker=speaker or None,
+        )
         cut.id, cut.supervisions = utterance, [supervision]
         return cut
 
     def _read_manifest(self, name: str) -> Iterator[Cut]:
         path = self._under_root(name)
-        with self._open(path) as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    cut = deserialize_item(json.loads(line))
-                except (ValueError, KeyError, TypeError) as error:
-                    raise CorpusError(f"{path}:{number}: not a Lhotse cut: {error}") from error
-                if not isinstance(cut, Cut):
-                    raise CorpusError(f"{path}:{number}: a {type(cut).__name__}, not a Lhotse cut")
-                yield cut
+        for number, line in read_lines(path, self._options):
+            if line.strip():
+                yield parse_cut(line, f"{path}:{number}")
 
     def _read_shar(self, name: str) -> Iterator[Cut]:
-        folder = self._under_root(name)
-        fs, base = fsspec.url_to_fs(folder, **self._options_for(folder))
-        if not fs.exists(base):
-            raise CorpusError(f"{folder}: no such Shar folder")
-        if "://" in folder:
-            raise CorpusError(f"{folder}: Shar folders are read from local or mounted disks; copy or mount it")
-        yield from LazySharIterator(in_dir=base, split_for_dataloading=False)
+        return read_shar(self._under_root(name), self._options)
 
     def _under_root(self, name: str) -> str:
+        """Relative paths, of manifests and of the audio in them, are under `corpus.root`."""
         if "://" in name or PurePosixPath(name).is_absolute() or not self.config.root:
-            return name
-        return f"{self.config.root.rstrip('/')}/{name}"
+            return full_path(name)
+        return full_path(f"{self.config.root.rstrip('/')}/{name}")
 
-    def _options_for(self, path: str) -> dict[str, Any]:
-        return self._options if path.startswith("s3://") else {}
+    def _with_full_paths(self, recording: Recording) -> Recording:
+        """The recording with sources that any process can open, whatever its working directory."""
+        sources = []
+        for source in recording.sources:
+            if source.type == "file":
+                path = self._under_root(source.source)
+                kind = "url" if "://" in path else "file"
+                source = AudioSource(kind, source.channels, path)
+            sources.append(source)
+        return fastcopy(recording, sources=sources)
 
-    def _open(self, path: str) -> Any:
-        try:
-            file = fsspec.open(path, "rb", **self._options_for(path)).open()
-        except FileNotFoundError as error:
-            raise CorpusError(f"{path}: no such file; see corpus.root and corpus.format in the run file") from error
-        if path.endswith(".gz"):
-            return gzip.open(file, "rt", encoding="utf-8")
-        return io.TextIOWrapper(file, encoding="utf-8")
+
+class _AudioFinder:
+    """Finds the audio file of an utterance; the extension found last is tried first."""
+
+    def __init__(self, folder: str, options: Mapping[str, Any]) -> None:
+        self.folder = folder
+        location = open_location(folder, options=options if "://" in folder else {})
+        self._filesystem, self._base = location.filesystem, location.base_path
+        self._extensions = list(AUDIO_EXTENSIONS)
+
+    def __call__(self, utterance: str) -> str | None:
+        for extension in self._extensions:
+            if self._filesystem.exists(f"{self._base}/{utterance}{extension}"):
+                self._extensions = [extension, *(e for e in AUDIO_EXTENSIONS if e != extension)]
+                return f"{self.folder}/{utterance}{extension}"
+        return None
 
 
 def s3_options(options: Mapping[str, str]) -> dict[str, Any]:
-    """fsspec arguments for s3fs from the storage section's non-secret options."""
-    client = {"region_name": options["region"]} if "region" in options else {}
-    out: dict[str, Any] = {"client_kwargs": client} if client else {}
-    if "endpoint_url" in options:
-        out["endpoint_url"] = options["endpoint_url"]
-    return out
+    """The storage section's options, as `AudioLoader` takes them."""
+    return dict(options)
 
 
 def _refuse(cut: Cut, reason: str) -> Refused:
     return Refused(cut_id=cut.id, reason=reason)
+
+
+__all__ = ["Corpus", "CorpusConfig", "CorpusError", "Refused", "s3_options"]

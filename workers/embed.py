@@ -51,8 +51,8 @@ class Embedder:
     def __call__(self, cuts: Sequence[MonoCut]) -> Iterator[Embedded | LeftOut]:
         """One result for each cut, longest cuts first.
 
-        The batches depend on `cuts` alone, so the same cuts give the same embeddings, bit for bit, on the same
-        kind of device.
+        The batches depend on `cuts` alone, so the same cuts give the same embeddings, bit for bit, on the
+        same kind of device.
         """
         batches = length_sorted_batches(cuts, [c.duration for c in cuts], batch_seconds=self._batch_seconds)
         ordered = [cut for batch in batches for cut in batch]
@@ -64,39 +64,62 @@ class Embedder:
             for cut in batch:
                 waveform_T = next(waveforms)
                 if isinstance(waveform_T, AudioError):
-                    yield _left_out(cut, "load", waveform_T)
+                    yield LeftOut(cut=cut, stage="load", error="AudioError", message=str(waveform_T))
                 else:
                     good.append((cut, waveform_T))
             yield from self._encode(good)
 
     def _encode(self, batch: list[tuple[MonoCut, Tensor]]) -> Iterator[Embedded | LeftOut]:
-        if not batch:
-            return
-        waveforms = [waveform_T for _, waveform_T in batch]
+        waiting = [batch]
+        while waiting:
+            part = waiting.pop(0)
+            if not part:
+                continue
+            embeddings, leave_out = self._try(part)
+            yield from leave_out.values()
+            if embeddings is not None:
+                for (cut, waveform_T), embeddings_TD in zip(part, embeddings, strict=True):
+                    if embeddings_TD is not None:
+                        yield Embedded(cut=cut, embeddings_TD=embeddings_TD, num_samples=waveform_T.numel())
+            elif leave_out:
+                waiting.insert(0, [item for index, item in enumerate(part) if index not in leave_out])
+            else:
+                # Too large for the device: give the memory back, then do it in halves.
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+                middle = len(part) // 2
+                waiting[:0] = [part[:middle], part[middle:]]
+
+    def _try(
+        self, batch: list[tuple[MonoCut, Tensor]]
+    ) -> tuple[list[Tensor | None] | None, dict[int, LeftOut]]:
+        """Embeddings, None when nothing was computed, and what has to be left out, by position in the batch.
+
+        Neither is there when the device has no room for so large a batch. The caller acts on that only after
+        this function has returned, because the exception holds on to the tensors that filled the device.
+        """
         try:
-            embeddings: list[Tensor | None] = list(self.teacher.encode(waveforms))
-        except torch.OutOfMemoryError:
-            if len(batch) == 1:
-                raise
-            # Give the batch's memory back, then do it in halves.
-            torch.cuda.empty_cache()
-            middle = len(batch) // 2
-            yield from self._encode(batch[:middle])
-            yield from self._encode(batch[middle:])
-            return
+            return list(self.teacher.encode([waveform_T for _, waveform_T in batch])), {}
+        except torch.OutOfMemoryError as error:
+            if len(batch) > 1:
+                return None, {}
+            cut, waveform_T = batch[0]
+            seconds = waveform_T.numel() / self.teacher.info.sample_rate_hz
+            problem = (
+                f"the device has no memory for an utterance of {seconds:.1f} s alone; lower "
+                "corpus.max_duration_s, use a smaller teacher.dtype, or a larger device"
+            )
+            return None, {0: _left_out(cut, error, problem)}
         except WaveformError as error:
-            yield _left_out(batch[error.index][0], "teacher", error)
-            yield from self._encode(batch[: error.index] + batch[error.index + 1 :])
-            return
+            # The teacher counts waveforms of its batch, which says nothing to a reader.
+            problem = str(error).removeprefix(f"waveform {error.index} ")
+            return None, {error.index: _left_out(batch[error.index][0], error, problem)}
         except NonFiniteEmbeddingError as error:
-            embeddings = error.embeddings
-            for index in error.indexes:
-                yield _left_out(batch[index][0], "teacher", error)
-        for (cut, waveform_T), embeddings_TD in zip(batch, embeddings, strict=True):
-            if embeddings_TD is not None:
-                yield Embedded(cut=cut, embeddings_TD=embeddings_TD, num_samples=waveform_T.numel())
+            problem = f"the teacher's embeddings hold NaN or infinity: {str(error).rpartition(': ')[2]}"
+            return error.embeddings, {
+                index: _left_out(batch[index][0], error, problem) for index in error.indexes
+            }
 
 
-def _left_out(cut: MonoCut, stage: str, error: Exception) -> LeftOut:
-    return LeftOut(cut=cut, stage=stage, error=type(error).__name__, message=f"{cut.id}: {error}".replace(
-        f"{cut.id}: {cut.id}: ", f"{cut.id}: "))  # fmt: skip
+def _left_out(cut: MonoCut, error: Exception, problem: str) -> LeftOut:
+    return LeftOut(cut=cut, stage="teacher", error=type(error).__name__, message=f"{cut.id}: {problem}")

@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from lhotse import MonoCut
 from lhotse.augmentation import Speed
-from storage.failures import Failure, write_failures
-from storage.schema import IndexRow
-from storage.table import IndexTable
 
 from models.quantizer import Quantizer, rrl
+from storage.failures import Failure, write_failures
+from storage.filesystem import Location
+from storage.schema import IndexRow
+from storage.table import IndexTable
 from workers.embed import Embedded, Embedder, LeftOut
 from workers.shards import Shard, cut_to_json, read_shard_cuts
-from storage.filesystem import Location
 
 ENCODE_FRAMES = 8192
 
@@ -42,13 +42,15 @@ class Extractor:
         plan: folder of the plan.
     """
 
-    def __init__(self, *, embedder: Embedder, quantizer: Quantizer, table: IndexTable, plan: Location) -> None:
+    def __init__(
+        self, *, embedder: Embedder, quantizer: Quantizer, table: IndexTable, plan: Location
+    ) -> None:
         self._embedder = embedder
         self._quantizer = quantizer.eval()
         self._table = table
         self._plan = plan
 
-    def run(self, shard: Shard, *, attempt: int = 1) -> ShardReport:
+    def run(self, shard: Shard) -> ShardReport:
         """Extract and commit a shard; utterances that cannot be used are recorded in the failures table.
 
         Raises:
@@ -99,7 +101,7 @@ class Extractor:
         parts = zip(batch, codes_FN.cpu().split(lengths), x_hat_FD.split(lengths), strict=True)
         return [
             IndexRow(
-                **identity(embedded.cut, embedded.num_samples),
+                **identity(embedded.cut, embedded.num_samples),  # type: ignore[typeddict-item]
                 cut_id=embedded.cut.id,
                 num_frames=codes_TN.shape[0],
                 rrl=rrl(embedded.embeddings_TD, x_hat_TD, mean=mean_D),
@@ -144,4 +146,3 @@ def text_of(cut: MonoCut) -> str | None:
     """The transcripts of the cut's supervisions in time order, or None when it has none."""
     texts = [s.text for s in sorted(cut.supervisions, key=lambda s: s.start) if s.text is not None]
     return " ".join(texts) if texts else None
-

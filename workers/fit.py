@@ -1,6 +1,7 @@
 """Fitting the quantizer: sample, embed, fit, store."""
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -10,9 +11,6 @@ from lhotse import MonoCut
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from storage.artifacts import load_artifact, save_artifact
-from storage.errors import ObjectMissingError
-from storage.filesystem import Location
 from torch import Tensor
 
 from models.quantizer import (
@@ -23,11 +21,15 @@ from models.quantizer import (
     quantizer_from_arrays,
     quantizer_to_arrays,
 )
+from storage.artifacts import load_artifact, save_artifact
+from storage.errors import ObjectMissingError
+from storage.filesystem import Location
 from workers.embed import Embedder, LeftOut
 from workers.sample import Sample
 
 ARTIFACT = "quantizer"
 STATE = "fit-state.safetensors"
+STATE_OF = "digest_of_fit"
 
 
 class QuantizerFitter:
@@ -64,26 +66,28 @@ class QuantizerFitter:
         Raises:
             ValueError: no utterance of the sample could be embedded.
         """
+        info = self._embedder.teacher.info
+        cuts_sha256 = _digest_of([cut.id for cut in (*sample.train, *sample.valid)])
         left_out: list[LeftOut] = []
         share = 1 / max(1, len(sample.train) + len(sample.valid))
         train_FD = self._embed(sample.train, self._max_frames, left_out, progress, 0.0, share)
         valid_FD = self._embed(
-            sample.valid, self._max_frames // 4, left_out, progress, len(sample.train) * share, share
+            sample.valid, max(1, self._max_frames // 4), left_out, progress, len(sample.train) * share, share
         )
         # A sample smaller than a batch, as of a first try on a handful of files.
         config = replace(self._config, batch_size=min(self._config.batch_size, len(train_FD)))
+        fit_digest = _digest_of([cuts_sha256, len(train_FD), info.fingerprint, asdict(config)])
         result = fit_quantizer(
             train_FD,
             valid=valid_FD,
             config=config,
             device=self._device,
             progress=lambda now: progress(_note(now)),
-            on_state=lambda state: self._location.replace(STATE, save_tensors(state)),
-            resume_state=self._saved_state(),
+            on_state=lambda state: self._save_state(state, fit_digest),
+            resume_state=self._saved_state(fit_digest),
         )
-        arrays, metadata = quantizer_to_arrays(result.quantizer)
-        info = self._embedder.teacher.info
-        metadata |= {
+        arrays, quantizer_metadata = quantizer_to_arrays(result.quantizer)
+        metadata: dict[str, Any] = quantizer_metadata | {
             "teacher": asdict(info),
             "config": asdict(config),
             "training_data": {
@@ -91,7 +95,7 @@ class QuantizerFitter:
                 "frames": len(train_FD),
                 "valid_utterances": len(sample.valid),
                 "valid_frames": len(valid_FD),
-                "cuts_sha256": _digest_of(sample),
+                "cuts_sha256": cuts_sha256,
                 "left_out": [{"cut_id": x.cut.id, "stage": x.stage, "message": x.message} for x in left_out],
             },
             "valid_rrl": result.valid_rrl,
@@ -117,7 +121,7 @@ class QuantizerFitter:
         """float32 (frames, dim) on the CPU, at most `max_frames`, in the order of `cuts`."""
         teacher = self._embedder.teacher
         expected = sum(int(cut.duration * teacher.info.frame_rate_hz) for cut in cuts)
-        every = -(-expected // max_frames)
+        every = max(1, -(-expected // max_frames))
         kept: dict[str, Tensor] = {}
         for number, result in enumerate(self._embedder(cuts), start=1):
             if isinstance(result, LeftOut):
@@ -125,7 +129,8 @@ class QuantizerFitter:
             else:
                 # Every n-th frame, each utterance from another start, so that no position is preferred.
                 first = int(hashlib.sha256(result.cut.id.encode()).hexdigest(), 16) % every
-                kept[result.cut.id] = result.embeddings_TD[first::every].cpu()
+                # Cloned, as a view would keep the frames between in memory.
+                kept[result.cut.id] = result.embeddings_TD[first::every].clone().cpu()
             progress({"stage": "embed", "done": before + number * share, "total": 1.0})
         frames = [kept[cut.id] for cut in cuts if cut.id in kept]
         if not frames:
@@ -133,14 +138,21 @@ class QuantizerFitter:
             raise ValueError(f"no utterance of the quantizer's sample could be embedded: {first_problem}")
         return torch.cat(frames)[:max_frames]
 
-    def _saved_state(self) -> dict[str, Tensor] | None:
+    def _save_state(self, state: dict[str, Tensor], fit_digest: str) -> None:
+        of = torch.tensor(list(fit_digest.encode()), dtype=torch.uint8)
+        self._location.replace(STATE, save_tensors({**state, STATE_OF: of}))
+
+    def _saved_state(self, fit_digest: str) -> dict[str, Tensor] | None:
         try:
-            return load_tensors(self._location.read_bytes(STATE))
+            state = load_tensors(self._location.read_bytes(STATE))
         except ObjectMissingError:
             return None
         except SafetensorError as error:
             where = self._location.full_url(STATE)
             raise ValueError(f"{where}: damaged ({error}); delete it, the fit then starts anew") from error
+        of = state.pop(STATE_OF, None)
+        # The state of a fit to other data, of another teacher or with other settings is of no use here.
+        return state if of is not None and bytes(of.tolist()).decode() == fit_digest else None
 
 
 def load_quantizer(location: Location) -> tuple[Quantizer, dict[str, Any]]:
@@ -163,6 +175,5 @@ def _note(now: FitProgress) -> dict[str, Any]:
     }
 
 
-def _digest_of(sample: Sample) -> str:
-    ids = "\n".join(cut.id for cut in (*sample.train, *sample.valid))
-    return hashlib.sha256(ids.encode()).hexdigest()
+def _digest_of(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

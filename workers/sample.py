@@ -1,12 +1,13 @@
 """The quantizer's training sample: spread over the whole corpus, with a part held out by speaker."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lhotse import MonoCut
-from storage.filesystem import Location
 
+from storage.filesystem import Location
 from workers.extract import speaker_of
 from workers.shards import Shard, read_shard_cuts
 
@@ -27,7 +28,7 @@ def draw_sample(
     """Draw about `hours` of audio from all over the planned corpus.
 
     At most 256 evenly spaced shards are read, so the cost does not grow with the corpus; inside them a cut is
-    taken by a hash of its id, so the sample does not depend on the order of the corpus.
+    taken by a hash of its id, and the sample is ordered by id, so it does not depend on the corpus' order.
 
     Raises:
         ValueError: fewer than two cuts came out.
@@ -36,20 +37,28 @@ def draw_sample(
     chosen = [shards[int(i * stride)] for i in range(min(len(shards), MAX_SHARDS))]
     share = hours / sum(shard.hours for shard in chosen)
     cuts = [
-        cut for shard in chosen for cut in read_shard_cuts(plan, shard) if _uniform(f"{seed}/{cut.id}") < share
+        cut
+        for shard in chosen
+        for cut in read_shard_cuts(plan, shard)
+        if _uniform(f"{seed}/{cut.id}") < share
     ]
     if len(cuts) < 2:
         raise ValueError(
-            f"quantizer.sample_hours {hours:g} gives {len(cuts)} utterances; raise it, at least two are needed"
+            f"quantizer.sample_hours {hours:g} gives {len(cuts)} utterances of {plan.url}; "
+            "raise it, at least two are needed"
         )
+    cuts.sort(key=lambda cut: cut.id)
     keys = [speaker_of(cut) or cut.recording.id for cut in cuts]
     if len(set(keys)) == 1:
         keys = [cut.id for cut in cuts]
     order = sorted(set(keys), key=lambda key: (_uniform(f"{seed}/valid/{key}"), key))
+    count = Counter(keys)
     held_out: set[str] = set()
+    num_held_out = 0
     for key in order[:-1]:
         held_out.add(key)
-        if sum(k in held_out for k in keys) >= valid_fraction * len(keys):
+        num_held_out += count[key]
+        if num_held_out >= valid_fraction * len(keys):
             break
     return Sample(
         train=tuple(cut for cut, key in zip(cuts, keys, strict=True) if key not in held_out),

@@ -1,4 +1,4 @@
-"""A planned shard: consecutive cuts of the corpus in one gzipped JSONL object, named by position and content."""
+"""A planned shard: consecutive cuts in one gzipped JSONL object, named by position and content."""
 
 import gzip
 import hashlib
@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 
 from lhotse import MonoCut
 from lhotse.serialization import deserialize_item
+
 from storage.filesystem import Location
 
 
@@ -71,6 +72,9 @@ def read_shard_cuts(plan: Location, shard: Shard) -> Iterator[MonoCut]:
     """
     text = gzip.decompress(plan.read_bytes(shard.path))
     if hashlib.sha256(text).hexdigest() != shard.digest:
-        raise ValueError(f"{plan.full_url(shard.path)}: changed since it was planned; delete the plan and plan again")
-    for line in text.decode().splitlines():
+        raise ValueError(
+            f"{plan.full_url(shard.path)}: changed since it was planned; delete the plan and plan again"
+        )
+    # Not splitlines: transcripts may hold characters that it takes for line ends, such as U+2028.
+    for line in text.decode().split("\n")[:-1]:
         yield cut_from_json(line)

@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
-from storage.filesystem import open_location
 
-from models.teachers import Teacher, load_teacher
+from models.teachers import Teacher, TeacherLoadError, load_teacher
+from storage.filesystem import open_location
 from workers.settings import Section
 
 
@@ -56,6 +56,9 @@ def open_teacher(config: TeacherConfig, *, options: Mapping[str, str]) -> Teache
     with tempfile.TemporaryDirectory(prefix="mvqkd-teacher-") as folder:
         copy = Path(folder) / config.path.rstrip("/").rsplit("/", 1)[-1]
         copy.mkdir()
-        for name in location.list():
+        names = location.list()
+        if not names:
+            raise TeacherLoadError(f"{config.path}: no such folder, or an empty one; check teacher.path")
+        for name in names:
             (copy / name).write_bytes(location.read_bytes(name))
         return load(str(copy))

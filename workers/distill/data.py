@@ -5,22 +5,23 @@ numbers, and going back to it reads nothing but lengths.
 """
 
 import random
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from storage.errors import StaleCodesError
-from storage.schema import arrow_to_rows
-from storage.table import IndexTable, check_row_matches
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from models.alignment import IGNORE, AlignmentError, FrameAlignment
 from models.features import LogMel
-from models.student import subsampled_length
+from models.student import MIN_SAMPLES, subsampled_length
 from models.units import Units
+from storage.errors import StaleCodesError
+from storage.schema import arrow_to_rows
+from storage.table import IndexTable, check_row_matches
 from workers.audio import AudioError, AudioLoader, decode_ahead, length_sorted_batches
 from workers.extract import identity
 from workers.shards import cut_from_json
@@ -57,8 +58,9 @@ class Batch:
 class TableBatches:
     """Training batches of one rank.
 
-    Shards are shuffled every epoch and dealt out to the ranks; rows are shuffled and batched by length inside
-    windows of eight shards. All ranks have the same number of batches.
+    Shards are shuffled every epoch; rows are shuffled and batched by length inside windows of eight shards.
+    The batches are dealt out to the ranks; all ranks have the same number, so that fewer batches than there
+    are ranks may be left over in an epoch.
 
     Args:
         table: the index table; rows without a transcript are passed over.
@@ -72,7 +74,7 @@ class TableBatches:
         rank, world_size: this process among all.
 
     Raises:
-        ValueError: fewer shards than ranks, or no row with a transcript.
+        ValueError: no row has a transcript, or there are fewer batches than ranks.
     """
 
     def __init__(
@@ -96,45 +98,52 @@ class TableBatches:
         self._shards: OrderedDict[str, list[dict[str, Any]]] = OrderedDict()
         self._cache: dict[RowKey, Tensor] = {}
         self._cache_bytes_left = cache_mb * 2**20
+        self._lock = threading.Lock()
         self.left_out: dict[str, str] = {}
         self._durations: dict[str, list[float | None]] = {}
-        for name in sorted(table.committed()):
-            columns = table.read_shard(name, columns=["duration", "text"]).to_pydict()
-            pairs = zip(columns["duration"], columns["text"], strict=True)
-            self._durations[name] = [duration if text else None for duration, text in pairs]
+        names = sorted(table.committed())
+        # Several at a time: the table may be far away, and shards by the thousand.
+        columns = decode_ahead(names, self._read_durations, threads=8, ahead=16)
+        for name, durations in zip(names, columns, strict=True):
+            assert not isinstance(durations, AudioError)
+            self._durations[name] = durations
         self.num_rows = sum(d is not None for column in self._durations.values() for d in column)
-        if len(self._durations) < world_size:
-            raise ValueError(
-                f"{table.location.url}: {len(self._durations)} shards cannot feed {world_size} training workers; "
-                "lower distill.workers, or extract with a lower extract.shard_hours"
-            )
         if not self.num_rows:
-            raise ValueError(f"{table.location.url}: no row has a transcript, so no student can be trained on it")
+            raise ValueError(
+                f"{table.location.url}: no row has a transcript, so no student can be trained on it; "
+                "extract a corpus that has transcripts"
+            )
+        if not self.plan_epoch(0):
+            raise ValueError(
+                f"{table.location.url}: {self.num_rows} utterances make too few batches for {world_size} "
+                "training workers; lower distill.workers or distill.batch_seconds"
+            )
 
     def plan_epoch(self, epoch: int) -> list[list[RowKey]]:
         """The rows of every batch of this rank, in order."""
-        per_rank = [self._plan_rank(epoch, rank) for rank in range(self._world_size)]
-        steps = min(len(batches) for batches in per_rank)
-        return per_rank[self._rank][:steps]
-
-    def _plan_rank(self, epoch: int, rank: int) -> list[list[RowKey]]:
         order = sorted(self._durations)
-        random.Random(f"{self._seed}/{epoch}").shuffle(order)
-        rng = random.Random(f"{self._seed}/{epoch}/{rank}")
-        mine = order[rank :: self._world_size]
+        rng = random.Random(f"{self._seed}/{epoch}")
+        rng.shuffle(order)
         batches: list[list[RowKey]] = []
-        for start in range(0, len(mine), WINDOW_SHARDS):
+        for start in range(0, len(order), WINDOW_SHARDS):
             keys, lengths = [], []
-            for name in mine[start : start + WINDOW_SHARDS]:
+            for name in order[start : start + WINDOW_SHARDS]:
                 for row, duration in enumerate(self._durations[name]):
                     if duration is not None:
                         keys.append((name, row))
                         # Lengths are blurred, so that an utterance meets other neighbours in every epoch.
+                        # Upwards only, so that a batch stays within its bound.
                         lengths.append(duration * rng.uniform(1.0, 1.2))
-            window = length_sorted_batches(keys, lengths, batch_seconds=self._batch_seconds * 1.2)
+            window = length_sorted_batches(keys, lengths, batch_seconds=self._batch_seconds)
             rng.shuffle(window)
             batches += window
-        return batches
+        steps = len(batches) // self._world_size
+        return batches[self._rank :: self._world_size][:steps]
+
+    def _read_durations(self, name: str) -> list[float | None]:
+        columns = self._table.read_shard(name, columns=["duration", "text"]).to_pydict()
+        pairs = zip(columns["duration"], columns["text"], strict=True)
+        return [duration if text and not text.isspace() else None for duration, text in pairs]
 
     def epoch(self, epoch: int, *, first_step: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, from `first_step` on.
@@ -144,6 +153,7 @@ class TableBatches:
         """
         plan = self.plan_epoch(epoch)[first_step:]
         keys = [key for batch in plan for key in batch]
+        # The next batch is read while the model works on this one.
         ahead = 2 * max((len(batch) for batch in plan), default=1)
         examples = decode_ahead(self._with_rows(keys), self._example, threads=self._threads, ahead=ahead)
         for batch in plan:
@@ -173,10 +183,9 @@ class TableBatches:
         key, row = item
         features_TF = self._features(key, row)
         num_frames = subsampled_length(features_TF.shape[0])
-        assert isinstance(num_frames, int)
         try:
             targets_TK = self._alignment(torch.from_numpy(row["codes"]), num_frames)
-            units_U = torch.tensor(self._units.encode(row["text"]))
+            units_U = torch.tensor(self._units.encode(row["text"]), dtype=torch.long)
         except (AlignmentError, ValueError) as error:
             raise AudioError(row["cut_id"], str(error)) from error
         return row["cut_id"], features_TF, units_U, targets_TK
@@ -191,17 +200,26 @@ class TableBatches:
             check_row_matches(row, **identity(cut, waveform_T.numel()))
         except StaleCodesError as error:
             raise AudioError(row["cut_id"], str(error)) from error
+        if waveform_T.numel() < MIN_SAMPLES:
+            seconds = MIN_SAMPLES / self._loader.sample_rate_hz
+            raise AudioError(
+                row["cut_id"],
+                f"{waveform_T.numel()} samples are too few for one frame of the student, which takes "
+                f"{seconds} s; raise corpus.min_duration_s",
+            )
+        # Rounded even when it is not kept, so that the size of the cache does not change the training.
         features_TF = self._log_mel(waveform_T).half()
         size = features_TF.numel() * 2
-        if size <= self._cache_bytes_left:
-            self._cache_bytes_left -= size
-            self._cache[key] = features_TF
+        with self._lock:
+            if size <= self._cache_bytes_left:
+                self._cache_bytes_left -= size
+                self._cache[key] = features_TF
         return features_TF.float()
 
     def _leave_out(self, error: AudioError) -> None:
         self.left_out[error.cut_id] = error.problem
         if len(self.left_out) > max(1, MAX_LEFT_OUT * self.num_rows):
             raise ValueError(
-                f"{len(self.left_out)} of {self.num_rows} utterances of {self._table.location.url} cannot be used, "
-                f"the last one: {error}"
+                f"{len(self.left_out)} of {self.num_rows} utterances of {self._table.location.url} cannot be "
+                f"used, more than {MAX_LEFT_OUT:.0%}; the last one: {error}"
             ) from error

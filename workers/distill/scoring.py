@@ -10,7 +10,7 @@ from lhotse import MonoCut
 from torch.nn.utils.rnn import pad_sequence
 
 from models.features import LogMel
-from models.student import ConformerTransducer
+from models.student import MIN_SAMPLES, ConformerTransducer
 from models.units import Units
 from workers.audio import AudioError, AudioLoader, decode_ahead, length_sorted_batches
 from workers.extract import speaker_of, text_of
@@ -71,7 +71,9 @@ class Recognizer:
                 yield AudioError(cut.id, "has no transcript to compare with; remove it from the test part")
             else:
                 usable.append(cut)
-        batches = length_sorted_batches(usable, [c.duration for c in usable], batch_seconds=self._batch_seconds)
+        batches = length_sorted_batches(
+            usable, [c.duration for c in usable], batch_seconds=self._batch_seconds
+        )
         ordered = [cut for batch in batches for cut in batch]
         waveforms = decode_ahead(ordered, self._loader, threads=2, ahead=64)
         for batch in batches:
@@ -80,6 +82,12 @@ class Recognizer:
                 waveform_T = next(waveforms)
                 if isinstance(waveform_T, AudioError):
                     yield waveform_T
+                elif waveform_T.numel() < MIN_SAMPLES:
+                    yield AudioError(
+                        cut.id,
+                        f"{waveform_T.numel()} samples are too few for one frame of the student "
+                        f"({MIN_SAMPLES}); remove it from the test part",
+                    )
                 else:
                     good.append(cut)
                     features.append(self._log_mel(waveform_T).to(self._device))
@@ -100,7 +108,9 @@ def score(results: Sequence[Recognized | AudioError]) -> Score:
         raise ValueError("no utterance of the test part could be recognized; see the list of errors")
     words = sum(r.words for r in recognized)
     errors = sum(r.substitutions + r.deletions + r.insertions for r in recognized)
-    characters = jiwer.process_characters([r.reference for r in recognized], [r.hypothesis for r in recognized])
+    characters = jiwer.process_characters(
+        [r.reference for r in recognized], [r.hypothesis for r in recognized]
+    )
     return Score(
         wer=errors / max(1, words),
         cer=characters.cer,

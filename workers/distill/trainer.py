@@ -10,12 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from models.alignment import IGNORE
 from models.distillation import DistillationModel, Losses
-from models.features import HOP_SAMPLES, spec_augment
+from models.features import HOP_SAMPLES, NUM_MEL_BINS, spec_augment
+from models.student import subsampled_length
 from workers.distill.data import Batch, TableBatches
 from workers.distill.settings import DistillConfig
 
 MEL_FRAMES_PER_S = 16_000 / HOP_SAMPLES
+NO_SOUND_TF = torch.zeros(32, NUM_MEL_BINS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +46,8 @@ Report = Callable[[Progress, Callable[[], dict[str, Any]] | None], None]
 class StudentTrainer:
     """Trains a student on the batches of one rank.
 
-    Every step seeds its randomness from the run's seed and its own number, so a resumed training takes the same
-    steps as one that was never interrupted.
+    Every step seeds its randomness from the run's seed and its own number, so a resumed training takes the
+    same steps as one that was never interrupted.
 
     Args:
         model: student and codebook loss, on its device.
@@ -125,7 +128,10 @@ class StudentTrainer:
             group["lr"] = self.lr()
         self._wrapped.train()
         losses: Losses | None = None
-        if batch.cut_ids:
+        if not batch.cut_ids:
+            # All audio of the batch was bad. The other ranks still wait for this rank's gradients.
+            total = self._wrapped(*self._nothing().padded([NO_SOUND_TF], self._device)).total * 0.0
+        else:
             features = [
                 spec_augment(
                     features_TF,
@@ -139,14 +145,29 @@ class StudentTrainer:
             ]
             losses = self._wrapped(*batch.padded(features, self._device))
             total = losses.total
-        else:
-            # All audio of the batch was bad. The other ranks still wait for this rank's gradients.
-            total = sum((p.sum() * 0.0 for p in self._wrapped.parameters()), torch.zeros((), device=self._device))
         total.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), settings.grad_clip, error_if_nonfinite=True)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), settings.grad_clip)
+        if not norm.isfinite():
+            raise ValueError(
+                f"step {self.step}: the gradient holds NaN or infinity (loss {float(total)}, utterances "
+                f"{', '.join(batch.cut_ids)}); lower distill.lr or raise distill.warmup_steps"
+            )
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return losses
+
+    def _nothing(self) -> Batch:
+        """A batch of one silent utterance, to go through the motions with."""
+        head = self.model.codebook_loss
+        targets_TK = torch.full(
+            (subsampled_length(len(NO_SOUND_TF)), head.num_codebooks if head else 0), IGNORE
+        )
+        return Batch(
+            cut_ids=(),
+            features=(NO_SOUND_TF,),
+            units=(torch.ones(1, dtype=torch.long),),
+            targets=(targets_TK,),
+        )
 
     def lr(self) -> float:
         """Learning rate of the next step: linear warm-up, then linear to 2 % at the end."""
