@@ -1,0 +1,166 @@
+"""Waveforms, the look-ahead of decoding, and batches by length."""
+
+import pickle
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+import soundfile
+import torch
+from lhotse import MonoCut
+from lhotse.audio import AudioSource
+from s3_server import S3Server
+from storage.errors import StorageError
+from workers.audio import AudioError, AudioLoader, decode_ahead, length_sorted_batches
+from workers_fakes import cut_of, sound, write_sound
+
+load = AudioLoader(16_000)
+
+
+def test_waveform_is_the_files(tmp_path: Path) -> None:
+    cut = cut_of(write_sound(tmp_path / "a.flac", 0.5))
+    waveform_T = load(cut)
+    assert waveform_T.dtype == torch.float32
+    np.testing.assert_allclose(waveform_T.numpy(), sound("a", 0.5), atol=2**-15)
+
+
+def test_part_of_a_recording(tmp_path: Path) -> None:
+    path = write_sound(tmp_path / "a.wav", 0.5)
+    waveform_T = load(cut_of(path, start=0.1, duration=0.2))
+    np.testing.assert_allclose(waveform_T.numpy(), sound("a", 0.5)[1600:4800], atol=2**-15)
+
+
+@pytest.mark.parametrize(("rate", "expected"), [(8000, 8000), (44_100, 8000), (48_000, 8000)])
+def test_resampled(tmp_path: Path, rate: int, expected: int) -> None:
+    path = tmp_path / "tone.wav"
+    time_s = np.arange(rate // 2) / rate
+    soundfile.write(path, np.sin(2 * np.pi * 440 * time_s), rate)
+    waveform_T = load(cut_of(path))
+    assert waveform_T.shape == (expected,)
+    wanted = np.sin(2 * np.pi * 440 * np.arange(expected) / 16_000)
+    np.testing.assert_allclose(waveform_T.numpy()[500:-500], wanted[500:-500], atol=0.02)
+
+
+def damaged(make: Callable[[Path], None]) -> Callable[[Path], MonoCut]:
+    """A cut whose manifest was written before `make` changed its file."""
+
+    def build(path: Path) -> MonoCut:
+        cut = cut_of(write_sound(path, 0.5))
+        make(path)
+        return cut
+
+    return build
+
+
+def wrong_channel(path: Path) -> MonoCut:
+    cut = cut_of(write_sound(path, 0.5))
+    cut.channel = 3
+    return cut
+
+
+def with_nan(path: Path) -> None:
+    data = sound("a", 0.5)
+    data[100] = np.nan
+    soundfile.write(path, data, 16_000, subtype="FLOAT")
+
+
+@pytest.mark.parametrize(
+    ("name", "build", "message"),
+    [
+        ("a.wav", damaged(lambda path: path.unlink()), "no such audio file; check the manifest's paths"),
+        ("a.flac", damaged(lambda p: p.write_bytes(p.read_bytes()[:3000])), "cannot be read as its manifest says"),
+        ("a.wav", damaged(lambda p: p.write_bytes(b"nothing")), "cannot be read as its manifest says"),
+        ("a.wav", damaged(lambda p: p.write_bytes(b"")), "cannot be read as its manifest says"),
+        ("a.wav", damaged(lambda p: write_sound(p, 0.4) and None), "cannot be read as its manifest says"),
+        ("a.wav", damaged(lambda p: write_sound(p, 0.7) and None), "cannot be read as its manifest says"),
+        ("a.wav", damaged(with_nan), "holds NaN or infinity; write the file again"),
+        ("a.wav", wrong_channel, "cannot be read as its manifest says"),
+    ],
+    ids=["missing", "truncated", "foreign", "empty", "shorter", "longer", "nan", "channel"],
+)
+def test_bad_audio(tmp_path: Path, name: str, build: Callable[[Path], MonoCut], message: str) -> None:
+    cut = build(tmp_path / name)
+    with pytest.raises(AudioError) as caught:
+        load(cut)
+    assert str(caught.value).startswith(f"a: {tmp_path / name}: ")
+    assert message in str(caught.value)
+    again = pickle.loads(pickle.dumps(caught.value))  # noqa: S301
+    assert (again.cut_id, again.problem) == ("a", caught.value.problem)
+
+
+def test_cut_without_samples(tmp_path: Path) -> None:
+    cut = cut_of(write_sound(tmp_path / "a.wav", 0.5), duration=1e-6)
+    with pytest.raises(AudioError, match=r"a: .*a.wav: the audio (has no samples|cannot be read)"):
+        load(cut)
+
+
+@pytest.mark.integration
+def test_audio_in_s3(tmp_path: Path, s3_environment: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"endpoint_url": s3_environment.endpoint_url}
+    cut = cut_of(write_sound(tmp_path / "a.wav", 0.5))
+    url = f"s3://{s3_environment.bucket}/audio/a.wav"
+    fsspec.filesystem("s3", **options).put(str(tmp_path / "a.wav"), url)
+    cut.recording.sources = [AudioSource("url", [0], url)]
+    np.testing.assert_allclose(AudioLoader(16_000, s3=options)(cut).numpy(), sound("a", 0.5), atol=2**-15)
+    cut.recording.sources = [AudioSource("url", [0], url + ".gone")]
+    with pytest.raises(AudioError, match=r"a: s3://.*a.wav.gone: no such audio file"):
+        AudioLoader(16_000, s3=options)(cut)
+    # Trouble with the store is not the utterance's fault: it must not be left out for that.
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(StorageError, match="refused the credentials"):
+        AudioLoader(16_000, s3=options)(cut)
+
+
+def test_decoding_keeps_the_order_and_looks_ahead() -> None:
+    started: list[int] = []
+
+    def slow_first(item: int) -> int:
+        started.append(item)
+        time.sleep(0.05 if item == 0 else 0)
+        return item * 10
+
+    stream = decode_ahead(range(100), slow_first, threads=4, ahead=8)
+    assert next(stream) == 0
+    assert len(started) <= 9
+    assert list(stream) == [item * 10 for item in range(1, 100)]
+
+
+def test_decoding_runs_in_other_threads() -> None:
+    names = list(decode_ahead(range(8), lambda _: threading.current_thread().name, threads=2, ahead=4))
+    assert all(isinstance(name, str) and name.startswith("decode") for name in names)
+
+
+def test_bad_audio_stands_in_its_place_and_other_errors_are_raised() -> None:
+    def decode(item: int) -> int:
+        if item == 2:
+            raise AudioError("two", "bad")
+        if item == 4:
+            raise ZeroDivisionError("a bug")
+        return item
+
+    stream = decode_ahead(range(6), decode, threads=2, ahead=3)
+    assert [next(stream), next(stream)] == [0, 1]
+    error = next(stream)
+    assert isinstance(error, AudioError) and error.cut_id == "two"
+    assert next(stream) == 3
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        next(stream)
+
+
+def test_batches_are_bounded_by_padded_seconds() -> None:
+    rng = np.random.default_rng(0)
+    seconds = rng.uniform(0.5, 12.0, 200).tolist()
+    batches = length_sorted_batches(range(200), seconds, batch_seconds=40.0)
+    assert sorted(item for batch in batches for item in batch) == list(range(200))
+    assert all(len(batch) * max(seconds[item] for item in batch) <= 40.0 for batch in batches)
+    assert len(batches) < sum(seconds) / 40.0 * 1.3
+    assert max(seconds) == seconds[batches[0][0]]
+
+
+def test_long_item_makes_a_batch_of_its_own() -> None:
+    assert length_sorted_batches(["a", "b", "c"], [1.0, 100.0, 1.0], batch_seconds=4.0) == [["b"], ["a", "c"]]
+    assert length_sorted_batches([], [], batch_seconds=4.0) == []
