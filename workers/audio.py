@@ -1,5 +1,6 @@
 """Audio of cuts: loading with clear errors, decoding ahead in threads, length-sorted batches."""
 
+import io
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -7,13 +8,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import soundfile
 import torch
 from lhotse import MonoCut
 from lhotse.audio import AudioLoadingError, AudioSource, DurationMismatchError
+from lhotse.augmentation import AudioTransform
 from lhotse.utils import fastcopy
 from torch import Tensor
 
 from workers.sources import fetch
+
+DURATION_TOLERANCE_S = 0.025
+"""About a teacher's frame: manifests round durations, and lossy formats add a few samples."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -55,6 +61,7 @@ class AudioLoader:
             fetched = self._fetched(cut)
         except FileNotFoundError as error:
             raise AudioError(cut.id, f"{where}: no such audio file; check the manifest's paths") from error
+        _check_duration(fetched, where)
         try:
             audio_CT = fetched.resample(self.sample_rate_hz).load_audio()
         # Lhotse asserts that the channel and the start of the cut exist.
@@ -88,6 +95,33 @@ class AudioLoader:
                 source = AudioSource("memory", source.channels, fetch(source.source, self._options))
             sources.append(source)
         return fastcopy(cut, recording=fastcopy(cut.recording, sources=sources))
+
+
+def _check_duration(cut: MonoCut, where: str) -> None:
+    """Refuse audio of another length than its manifest says.
+
+    Lhotse itself cuts off or mirrors up to half a second, so that a file which was replaced would go unnoticed.
+    """
+    expected_s = cut.recording.duration
+    for transform in reversed(cut.recording.transforms or []):
+        if not isinstance(transform, AudioTransform):
+            transform = AudioTransform.from_dict(transform)
+        _, expected_s = transform.reverse_timestamps(0.0, expected_s, cut.recording.sampling_rate)
+    for source in cut.recording.sources:
+        if cut.channel in source.channels and source.type in ("file", "memory"):
+            file = io.BytesIO(source.source) if source.type == "memory" else source.source
+            try:
+                info = soundfile.info(file)
+            except soundfile.LibsndfileError:
+                continue  # Lhotse has other decoders, or words for what is wrong with it
+            found_s = info.frames / info.samplerate
+            # Longer than any recording is a header written before its audio, without a length.
+            if abs(found_s - expected_s) > DURATION_TOLERANCE_S and found_s < 1e6:
+                raise AudioError(
+                    cut.id,
+                    f"{where}: lasts {found_s:.3f} s, but {expected_s:.3f} s by its manifest; write the manifest "
+                    "again, and extract again if the file was changed after extraction",
+                )
 
 
 def _shortly(error: BaseException) -> str:

@@ -16,13 +16,15 @@ from workers.settings import Section
 class TeacherConfig(Section):
     """The model whose embeddings are quantized; `path` is a local folder, an `s3://` folder or a hub name.
 
-    `layer` counts transformer layers from 1; the last one by default.
+    `layer` counts transformer layers from 1; the last one by default. `normalize` says whether the model wants
+    waveforms of zero mean and unit variance; by default its preprocessor_config.json says so.
     """
 
     path: str
     layer: Annotated[int, Field(gt=0)] | None = None
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     whisper_window: Literal["short", "exact"] = "short"
+    normalize: bool | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
@@ -48,6 +50,7 @@ def open_teacher(config: TeacherConfig, *, options: Mapping[str, str]) -> Teache
             device=choose_device(config.device),
             dtype=config.dtype,
             whisper_window=config.whisper_window,
+            normalize=config.normalize,
         )
 
     if not config.path.startswith("s3://"):

@@ -4,10 +4,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from workers_fakes import make_contract, make_cuts, make_embedder, make_plan, make_quantizer
+
 from storage.filesystem import open_location
 from storage.table import IndexTable
 from workers.extract import Extractor
-from workers_fakes import make_contract, make_cuts, make_embedder, make_plan, make_quantizer
 
 
 @pytest.fixture

@@ -14,9 +14,10 @@ import torch
 from lhotse import MonoCut
 from lhotse.audio import AudioSource
 from s3_server import S3Server
+from workers_fakes import cut_of, sound, write_sound
+
 from storage.errors import StorageError
 from workers.audio import AudioError, AudioLoader, decode_ahead, length_sorted_batches
-from workers_fakes import cut_of, sound, write_sound
 
 load = AudioLoader(16_000)
 
@@ -72,11 +73,23 @@ def with_nan(path: Path) -> None:
     ("name", "build", "message"),
     [
         ("a.wav", damaged(lambda path: path.unlink()), "no such audio file; check the manifest's paths"),
-        ("a.flac", damaged(lambda p: p.write_bytes(p.read_bytes()[:3000])), "cannot be read as its manifest says"),
+        (
+            "a.flac",
+            damaged(lambda p: p.write_bytes(p.read_bytes()[:3000])),
+            "cannot be read as its manifest says",
+        ),
         ("a.wav", damaged(lambda p: p.write_bytes(b"nothing")), "cannot be read as its manifest says"),
         ("a.wav", damaged(lambda p: p.write_bytes(b"")), "cannot be read as its manifest says"),
-        ("a.wav", damaged(lambda p: write_sound(p, 0.4) and None), "cannot be read as its manifest says"),
-        ("a.wav", damaged(lambda p: write_sound(p, 0.7) and None), "cannot be read as its manifest says"),
+        (
+            "a.wav",
+            damaged(lambda p: write_sound(p, 0.4) and None),
+            "lasts 0.400 s, but 0.500 s by its manifest",
+        ),
+        (
+            "a.wav",
+            damaged(lambda p: write_sound(p, 0.7) and None),
+            "lasts 0.700 s, but 0.500 s by its manifest",
+        ),
         ("a.wav", damaged(with_nan), "holds NaN or infinity; write the file again"),
         ("a.wav", wrong_channel, "cannot be read as its manifest says"),
     ],
@@ -90,6 +103,14 @@ def test_bad_audio(tmp_path: Path, name: str, build: Callable[[Path], MonoCut], 
     assert message in str(caught.value)
     again = pickle.loads(pickle.dumps(caught.value))  # noqa: S301
     assert (again.cut_id, again.problem) == ("a", caught.value.problem)
+
+
+def test_replaced_file_of_a_perturbed_cut(tmp_path: Path) -> None:
+    cut = cut_of(write_sound(tmp_path / "a.wav", 0.55)).perturb_speed(1.1).resample(8000)
+    assert AudioLoader(16_000)(cut).numel() == pytest.approx(8000, abs=2)
+    write_sound(tmp_path / "a.wav", 0.6)
+    with pytest.raises(AudioError, match=r"a_sp1.1: .*lasts 0.600 s, but 0.550 s by its manifest"):
+        load(cut)
 
 
 def test_cut_without_samples(tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ from lhotse.audio import AudioSource
 from lhotse.cut import MultiCut
 from pydantic import ValidationError
 from s3_server import S3Server
+from workers_fakes import cut_of, make_cuts, write_manifest, write_sound
+
 from workers.audio import AudioLoader
 from workers.corpus import Corpus, CorpusConfig, CorpusError, Refused
-from workers_fakes import cut_of, make_cuts, write_manifest, write_sound
 
 HEADER = "id\tsplit\tspeaker\ttext\n"
 
@@ -56,7 +57,10 @@ def test_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ("id\ttext\n", r"transcripts.tsv: the first line must be the header id, split, speaker, text .* id, text"),
+        (
+            "id\ttext\n",
+            r"transcripts.tsv: the first line must be the header id, split, speaker, text .* id, text",
+        ),
         ("", "the first line must be the header"),
         (HEADER + "one\ttrain\tann\n", r"transcripts.tsv:2: 3 fields instead of 4.*correct the line"),
         (HEADER + "one\tdev\tann\tA CAT\n", "no split 'train', it has dev; set corpus.train"),
@@ -146,7 +150,9 @@ def test_cuts_that_are_not_plain(tmp_path: Path) -> None:
     found = list(manifest_corpus(path).cuts("train"))
     assert isinstance(found[0], Refused) and "2 channels" in found[0].reason
     assert isinstance(found[1], MonoCut) and found[1].id == "single"
-    assert isinstance(found[2], Refused) and "bare" in found[2].cut_id and "has no recording" in found[2].reason
+    assert (
+        isinstance(found[2], Refused) and "bare" in found[2].cut_id and "has no recording" in found[2].reason
+    )
     assert isinstance(found[3], Refused) and "is a MixedCut" in found[3].reason
 
 
@@ -181,7 +187,10 @@ def test_manifest_is_read_lazily(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (json.dumps({"id": "x", "recording_id": "x", "start": 0, "duration": 1}), "a SupervisionSegment, not"),
+        (
+            json.dumps({"id": "x", "recording_id": "x", "start": 0, "duration": 1}),
+            "a SupervisionSegment, not",
+        ),
         ("[1, 2]", "not a Lhotse cut"),
         (json.dumps({"type": "MonoCut", "nothing": 1}), "not a Lhotse cut"),
         (json.dumps({"type": "Other"}), "not a Lhotse cut"),

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from workers.embed import Embedded, LeftOut
 from workers_fakes import FakeTeacher, make_cuts, make_embedder
+
+from workers.embed import Embedded, LeftOut
 
 
 def split(results: Sequence[Embedded | LeftOut]) -> tuple[dict[str, Embedded], dict[str, LeftOut]]:
@@ -72,8 +73,8 @@ def test_lengths_that_the_teacher_does_not_take(tmp_path: Path) -> None:
 
 def test_many_bad_utterances_in_one_batch(tmp_path: Path) -> None:
     (short,) = make_cuts(tmp_path, [0.02])
-    good, bad = split([*make_embedder(batch_seconds=100.0)([short] * 1500)][:1500])
-    assert not good and list(bad) == ["u000"]
+    results = list(make_embedder(batch_seconds=100.0)([short] * 1100))
+    assert len(results) == 1100 and all(isinstance(result, LeftOut) for result in results)
 
 
 def test_batch_too_large_for_the_device_is_halved(tmp_path: Path) -> None:

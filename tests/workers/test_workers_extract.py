@@ -6,14 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from lhotse import MonoCut
-from storage.errors import StorageError
-from storage.failures import read_failures
-from storage.filesystem import Location, open_location
-from storage.table import IndexTable, check_row_matches
-from workers import extract
-from workers.audio import AudioLoader
-from workers.extract import Extractor, identity, speed_of, text_of
-from workers.shards import Shard, cut_from_json, cut_to_json, read_shard_cuts, write_shard_cuts
 from workers_fakes import (
     FakeTeacher,
     make_contract,
@@ -23,8 +15,19 @@ from workers_fakes import (
     make_quantizer,
 )
 
+from storage.errors import StorageError
+from storage.failures import read_failures
+from storage.filesystem import Location, open_location
+from storage.table import IndexTable, check_row_matches
+from workers import extract
+from workers.audio import AudioLoader
+from workers.extract import Extractor, identity, speed_of, text_of
+from workers.shards import Shard, cut_from_json, cut_to_json, read_shard_cuts, write_shard_cuts
 
-def make_extractor(folder: Path, plan: Location, teacher: FakeTeacher | None = None) -> tuple[Extractor, IndexTable]:
+
+def make_extractor(
+    folder: Path, plan: Location, teacher: FakeTeacher | None = None
+) -> tuple[Extractor, IndexTable]:
     table = IndexTable.create(open_location(str(folder)), make_contract())
     extractor = Extractor(embedder=make_embedder(teacher), quantizer=make_quantizer(), table=table, plan=plan)
     return extractor, table

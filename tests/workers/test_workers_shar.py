@@ -9,10 +9,11 @@ import pytest
 from lhotse import CutSet, MonoCut
 from lhotse.shar import SharWriter
 from s3_server import S3Server
+from workers_fakes import make_cuts
+
 from workers.audio import AudioError, AudioLoader
 from workers.corpus import Corpus, CorpusConfig, CorpusError, Refused
 from workers.shards import cut_from_json, cut_to_json
-from workers_fakes import make_cuts
 
 
 def write_shar(folder: Path, cuts: list[MonoCut], fields: dict[str, str] | None = None) -> Path:
@@ -55,7 +56,9 @@ def test_folder_that_refers_to_audio_elsewhere(tmp_path: Path) -> None:
     (refused,) = read(folder)
     assert isinstance(refused, Refused) and "has no recording" in refused.reason
     (folder / "recording.000000.jsonl").write_text("{}\n")
-    with pytest.raises(CorpusError, match=r"recording.000000.jsonl:1: not a Shar recording .*write the folder"):
+    with pytest.raises(
+        CorpusError, match=r"recording.000000.jsonl:1: not a Shar recording .*write the folder"
+    ):
         read(folder)
 
 
@@ -83,7 +86,9 @@ def test_damaged_folders(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match=r"recording.000000.tar: .*write .*the folder again"):
         read(folder)
     tar.write_bytes((folder / "recording.000001.tar").read_bytes())
-    with pytest.raises(CorpusError, match=r"cuts.000000.jsonl.gz:1: cut 'u000' meets 'u002' in .*write the folder"):
+    with pytest.raises(
+        CorpusError, match=r"cuts.000000.jsonl.gz:1: cut 'u000' meets 'u002' in .*write the folder"
+    ):
         read(folder)
     tar.unlink()
     with pytest.raises(CorpusError, match=r"shards 000000 lack their .*copy it again"):

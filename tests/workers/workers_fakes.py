@@ -10,6 +10,8 @@ import soundfile
 import torch
 from lhotse import MonoCut, Recording, SupervisionSegment
 from lhotse.audio import AudioSource
+from torch import Tensor
+
 from models.quantizer import Quantizer
 from models.teachers import (
     NonFiniteEmbeddingError,
@@ -19,7 +21,6 @@ from models.teachers import (
 )
 from storage.contract import TableContract
 from storage.filesystem import Location, open_location
-from torch import Tensor
 from workers.audio import AudioLoader
 from workers.embed import Embedder
 from workers.shards import Shard, write_shard_cuts
@@ -44,7 +45,12 @@ def write_sound(path: Path, seconds: float = 0.5, *, rate: int = RATE, channels:
 
 
 def cut_of(
-    path: Path, *, text: str | None = "a cat", speaker: str = "ann", start: float = 0.0, duration: float | None = None
+    path: Path,
+    *,
+    text: str | None = "a cat",
+    speaker: str = "ann",
+    start: float = 0.0,
+    duration: float | None = None,
 ) -> MonoCut:
     """A cut over an existing file."""
     info = soundfile.info(path)
@@ -60,11 +66,18 @@ def cut_of(
         id=path.stem, recording_id=path.stem, start=0.0, duration=duration, text=text, speaker=speaker
     )
     return MonoCut(
-        id=path.stem, start=start, duration=duration, channel=0, supervisions=[supervision], recording=recording
+        id=path.stem,
+        start=start,
+        duration=duration,
+        channel=0,
+        supervisions=[supervision],
+        recording=recording,
     )
 
 
-def make_cuts(folder: Path, lengths_s: Sequence[float], *, texts: Sequence[str | None] = ("a cat",)) -> list[MonoCut]:
+def make_cuts(
+    folder: Path, lengths_s: Sequence[float], *, texts: Sequence[str | None] = ("a cat",)
+) -> list[MonoCut]:
     """One cut for each length: files u000.wav, u001.wav, ... of two speakers in turn."""
     return [
         cut_of(
@@ -113,7 +126,9 @@ class FakeTeacher:
         lengths = [waveform.numel() for waveform in waveforms]
         for index, length in enumerate(lengths):
             if length < 400:
-                raise UtteranceTooShortError(f"waveform {index} has {length} samples: leave it out", index=index)
+                raise UtteranceTooShortError(
+                    f"waveform {index} has {length} samples: leave it out", index=index
+                )
             if self.info.max_samples is not None and length > self.info.max_samples:
                 raise UtteranceTooLongError(f"waveform {index} has {length} samples: cut it", index=index)
         if self.oom_samples is not None and max(lengths) * len(lengths) > self.oom_samples:
@@ -128,7 +143,9 @@ class FakeTeacher:
 
 
 def make_embedder(teacher: FakeTeacher | None = None, *, batch_seconds: float = 2.0) -> Embedder:
-    return Embedder(teacher or FakeTeacher(), AudioLoader(RATE), batch_seconds=batch_seconds, decode_threads=2)
+    return Embedder(
+        teacher or FakeTeacher(), AudioLoader(RATE), batch_seconds=batch_seconds, decode_threads=2
+    )
 
 
 def make_quantizer(*, num_codebooks: int = 2) -> Quantizer:

@@ -184,7 +184,7 @@ class TableBatches:
         features_TF = self._features(key, row)
         num_frames = subsampled_length(features_TF.shape[0])
         try:
-            targets_TK = self._alignment(torch.from_numpy(row["codes"]), num_frames)
+            targets_TK = self._alignment(torch.tensor(row["codes"]), num_frames)
             units_U = torch.tensor(self._units.encode(row["text"]), dtype=torch.long)
         except (AlignmentError, ValueError) as error:
             raise AudioError(row["cut_id"], str(error)) from error

@@ -149,7 +149,7 @@ class StudentTrainer:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), settings.grad_clip)
         if not norm.isfinite():
             raise ValueError(
-                f"step {self.step}: the gradient holds NaN or infinity (loss {float(total)}, utterances "
+                f"step {self.step}: the gradient holds NaN or infinity (loss {float(total.detach())}, utterances "
                 f"{', '.join(batch.cut_ids)}); lower distill.lr or raise distill.warmup_steps"
             )
         self._optimizer.step()
