@@ -213,12 +213,12 @@ def test_empty_and_unset_parts(tmp_path: Path) -> None:
     (tmp_path / "c.jsonl").write_text("\n")
     with pytest.raises(CorpusError, match=r"corpus.train: nothing found in .*c.jsonl.*check both"):
         list(manifest_corpus(tmp_path / "c.jsonl").cuts("train"))
-    with pytest.raises(CorpusError, match="corpus.test is not set"):
+    with pytest.raises(CorpusError, match=r"corpus.test is not set"):
         list(manifest_corpus(tmp_path / "c.jsonl", test=None).cuts("test"))
 
 
 def test_impossible_settings() -> None:
-    with pytest.raises(ValidationError, match="needs corpus.root"):
+    with pytest.raises(ValidationError, match=r"needs corpus.root"):
         CorpusConfig(format="folder")
     with pytest.raises(ValidationError, match="min_duration_s must be below"):
         CorpusConfig(format="cuts", min_duration_s=40.0)

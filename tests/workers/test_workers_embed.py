@@ -55,7 +55,8 @@ def test_nan_from_the_teacher_costs_that_utterance_only(tmp_path: Path) -> None:
     assert sorted(bad) == ["u001", "u003"]
     assert (bad["u001"].stage, bad["u001"].error) == ("teacher", "NonFiniteEmbeddingError")
     assert bad["u001"].message == (
-        "u001: the teacher's embeddings hold NaN or infinity: load the teacher with dtype float32, not float16"
+        "u001: the teacher's embeddings hold NaN or infinity: "
+        "load the teacher with dtype float32, not float16"
     )
     # The good ones of the batch are not computed again.
     assert len(teacher.batches) == 1

@@ -1,4 +1,4 @@
-"""Lhotse Shar folders: the same cuts and the same audio as Lhotse itself reads, without audio in the manifests."""
+"""Lhotse Shar folders: the cuts and the audio that Lhotse itself reads, without audio in the manifests."""
 
 import json
 from pathlib import Path

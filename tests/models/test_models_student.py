@@ -1,0 +1,210 @@
+"""The Conformer transducer: its lengths, its losses, and that no utterance sees its neighbours' padding."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torchaudio.models.conformer import ConformerLayer
+
+from models.student import (
+    MIN_SAMPLES,
+    ConformerTransducer,
+    MaskedConformerLayer,
+    StudentConfig,
+    Subsampling,
+    subsampled_length,
+)
+
+CONFIG = StudentConfig(
+    encoder_dim=16,
+    num_layers=2,
+    num_heads=2,
+    ffn_dim=32,
+    conv_kernel=7,
+    dropout=0.0,
+    predictor_dim=8,
+    joiner_dim=16,
+)
+
+
+def make_student(*, with_ctc: bool = False, num_units: int = 6) -> ConformerTransducer:
+    torch.manual_seed(0)
+    return ConformerTransducer(CONFIG, num_units, with_ctc=with_ctc)
+
+
+def make_features(lengths: list[int], seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(length, 80, generator=generator) for length in lengths]
+
+
+def padded(features: list[Tensor]) -> tuple[Tensor, Tensor]:
+    return pad_sequence(features, batch_first=True), torch.tensor([len(f) for f in features])
+
+
+@torch.no_grad()
+def unsettle_batch_norm(student: ConformerTransducer) -> None:
+    """Statistics and biases as after a training; fresh ones would hide what padding does."""
+    generator = torch.Generator().manual_seed(9)
+    for module in student.modules():
+        if isinstance(module, torch.nn.BatchNorm1d):
+            module.running_mean.copy_(torch.randn(module.num_features, generator=generator))
+            module.running_var.copy_(0.2 + torch.rand(module.num_features, generator=generator))
+        bias = getattr(module, "bias", None)
+        if isinstance(bias, torch.nn.Parameter):
+            bias.add_(torch.randn(bias.shape, generator=generator) * 0.3)
+
+
+def test_subsampled_length_is_what_the_module_makes() -> None:
+    subsampling = Subsampling(8).eval()
+    for frames in range(7, 60):
+        assert subsampling(torch.zeros(1, frames, 80)).shape[1] == subsampled_length(frames)
+    lengths = torch.arange(60)
+    assert subsampled_length(lengths).tolist() == [subsampled_length(int(length)) for length in lengths]
+    assert [subsampled_length(frames) for frames in range(8)] == [0, 0, 0, 0, 0, 0, 0, 1]
+    assert (
+        subsampled_length(MIN_SAMPLES // 160 + 1) == 1
+        and subsampled_length((MIN_SAMPLES - 1) // 160 + 1) == 0
+    )
+
+
+def test_frame_rate_and_offset() -> None:
+    """Frame t sees mel frames 4 t to 4 t + 6, whose middle is at 30 ms + 40 ms t."""
+    assert (CONFIG.frame_rate_hz, CONFIG.frame_offset_s) == (25.0, 0.03)
+    features_BTF = torch.randn(1, 40, 80, requires_grad=True)
+    Subsampling(8)(features_BTF)[0, 3].sum().backward()
+    assert features_BTF.grad is not None
+    seen = features_BTF.grad[0].abs().sum(dim=1).nonzero().flatten()
+    assert (int(seen.min()), int(seen.max())) == (12, 18)
+
+
+def test_without_padding_it_is_torchaudios_layer() -> None:
+    arguments = {"input_dim": 16, "ffn_dim": 32, "num_attention_heads": 2, "depthwise_conv_kernel_size": 7}
+    torch.manual_seed(1)
+    theirs = ConformerLayer(**arguments).train()
+    ours = MaskedConformerLayer(**arguments).train()
+    ours.load_state_dict(theirs.state_dict())
+    x_TBD, no_padding_BT = torch.randn(9, 3, 16), torch.zeros(3, 9, dtype=torch.bool)
+    torch.testing.assert_close(ours(x_TBD, no_padding_BT), theirs(x_TBD, no_padding_BT))
+    for name, tensor in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], tensor, msg=name)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_encodings_do_not_depend_on_padding(training: bool) -> None:
+    """In training the batch norm sees the whole batch, but padding must not count in it."""
+    features = make_features([90, 43, 12, 60])
+    features_BTF, lengths_B = padded(features)
+    more_BTF = torch.nn.functional.pad(features_BTF, (0, 0, 0, 80))
+    more_BTF[1, 43:] = 7.0
+    results = []
+    for batch_BTF in (features_BTF, more_BTF):
+        student = make_student().train(training)
+        unsettle_batch_norm(student)
+        encoded_BTD, out_lengths_B, tapped_BTD = student.encoder(batch_BTF, lengths_B, tap_layer=1)
+        assert tapped_BTD is not None
+        results.append((encoded_BTD, tapped_BTD))
+    for first_BTD, second_BTD in zip(*results, strict=True):
+        for row, length in enumerate(out_lengths_B.tolist()):
+            torch.testing.assert_close(
+                first_BTD[row, :length], second_BTD[row, :length], atol=1e-5, rtol=1e-5
+            )
+
+
+def test_encodings_of_a_batch_are_those_of_each_utterance() -> None:
+    features = make_features([90, 43, 7, 60])
+    student = make_student().eval()
+    unsettle_batch_norm(student)
+    encoded_BTD, out_lengths_B, _ = student.encoder(*padded(features))
+    assert out_lengths_B.tolist() == [subsampled_length(len(f)) for f in features]
+    for row, own in enumerate(features):
+        alone_BTD, _, _ = student.encoder(*padded([own]))
+        torch.testing.assert_close(encoded_BTD[row, : alone_BTD.shape[1]], alone_BTD[0], atol=1e-5, rtol=1e-5)
+
+
+def test_greedy_of_a_batch_is_greedy_of_each() -> None:
+    student = make_student(num_units=12).eval()
+    unsettle_batch_norm(student)
+    with torch.no_grad():
+        student.output.weight *= 4
+    features = make_features([120, 43, 12, 75, 99])
+    together = student.greedy(*padded(features))
+    assert together == [student.greedy(*padded([own]))[0] for own in features]
+    assert len({tuple(units) for units in together}) > 2 and all(0 not in units for units in together)
+
+
+def test_greedy_stops_at_the_limit_of_units_in_a_frame() -> None:
+    student = make_student().eval()
+    with torch.no_grad():
+        student.output.bias[3] += 1000
+    features_BTF, lengths_B = padded(make_features([40, 23]))
+    expected = [subsampled_length(40) * 2, subsampled_length(23) * 2]
+    assert [len(u) for u in student.greedy(features_BTF, lengths_B, max_units_per_frame=2)] == expected
+    with torch.no_grad():
+        student.output.bias[0] += 2000
+    assert student.greedy(features_BTF, lengths_B) == [[], []]
+
+
+def test_tapped_layer() -> None:
+    student = make_student().eval()
+    batch = padded(make_features([40, 30]))
+    assert student.encoder(*batch)[2] is None
+    encoded_BTD, _, last_BTD = student.encoder(*batch, tap_layer=2)
+    _, _, first_BTD = student.encoder(*batch, tap_layer=1)
+    assert last_BTD is not None and torch.equal(last_BTD, encoded_BTD)
+    assert first_BTD is not None and not torch.equal(first_BTD, encoded_BTD)
+
+
+def test_losses_do_not_depend_on_the_batch() -> None:
+    student = make_student(with_ctc=True).eval()
+    features = make_features([90, 60])
+    units = [torch.tensor([1, 2, 3]), torch.tensor([4])]
+
+    def losses(rows: list[int]) -> Tensor:
+        encoded_BTD, lengths_B, _ = student.encoder(*padded([features[row] for row in rows]))
+        units_BU, unit_lengths_B = (
+            pad_sequence([units[row] for row in rows], batch_first=True),
+            torch.tensor([len(units[row]) for row in rows]),
+        )
+        arguments = (encoded_BTD, lengths_B, units_BU, unit_lengths_B)
+        return torch.stack([student.transducer_loss(*arguments), student.ctc_loss(*arguments)])
+
+    torch.testing.assert_close(losses([0, 1]), losses([0]) + losses([1]))
+    encoded_BTD, lengths_B, _ = student.encoder(*padded(features[:1]))
+    nothing = student.transducer_loss(
+        encoded_BTD, lengths_B, torch.zeros(1, 0, dtype=torch.long), torch.tensor([0])
+    )
+    assert nothing.isfinite()
+
+
+def test_learns_by_heart() -> None:
+    torch.manual_seed(0)
+    student = make_student().train()
+    features_BTF, lengths_B = padded(make_features([60, 48]))
+    units_BU, unit_lengths_B = torch.tensor([[1, 2, 3], [4, 5, 0]]), torch.tensor([3, 2])
+    optimizer = torch.optim.Adam(student.parameters(), lr=0.02)
+    history = []
+    for _ in range(80):
+        encoded_BTD, out_lengths_B, _ = student.encoder(features_BTF, lengths_B)
+        loss = student.transducer_loss(encoded_BTD, out_lengths_B, units_BU, unit_lengths_B)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        history.append(float(loss.detach()))
+    assert history[-1] < 0.1 * history[0]
+    # Not in eval mode: after so few steps the batch norm's running statistics lag behind.
+    assert student.greedy(features_BTF, lengths_B) == [[1, 2, 3], [4, 5]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"encoder_dim": 10, "num_heads": 4}, "encoder_dim 10 is not a multiple of num_heads 4"),
+        ({"conv_kernel": 4}, "conv_kernel must be odd, not 4"),
+        ({"num_layers": 0}, "num_layers must be at least 1, not 0"),
+        ({"dropout": 1.0}, r"dropout must be in \[0, 1\)"),
+        ({"units": "words"}, "units must be char or sentencepiece, not 'words'"),
+    ],
+)
+def test_impossible_sizes(changes: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        StudentConfig(**changes)  # type: ignore[arg-type]
