@@ -100,7 +100,7 @@ class AudioLoader:
 def _check_duration(cut: MonoCut, where: str) -> None:
     """Refuse audio of another length than its manifest says.
 
-    Lhotse itself cuts off or mirrors up to half a second, so that a file which was replaced would go unnoticed.
+    Lhotse itself cuts off or mirrors up to half a second, so that a replaced file would go unnoticed.
     """
     expected_s = cut.recording.duration
     for transform in reversed(cut.recording.transforms or []):
@@ -119,8 +119,8 @@ def _check_duration(cut: MonoCut, where: str) -> None:
             if abs(found_s - expected_s) > DURATION_TOLERANCE_S and found_s < 1e6:
                 raise AudioError(
                     cut.id,
-                    f"{where}: lasts {found_s:.3f} s, but {expected_s:.3f} s by its manifest; write the manifest "
-                    "again, and extract again if the file was changed after extraction",
+                    f"{where}: lasts {found_s:.3f} s, but {expected_s:.3f} s by its manifest; write the "
+                    "manifest again, and extract again if the file was changed after extraction",
                 )
 
 

@@ -16,8 +16,8 @@ from workers.settings import Section
 class TeacherConfig(Section):
     """The model whose embeddings are quantized; `path` is a local folder, an `s3://` folder or a hub name.
 
-    `layer` counts transformer layers from 1; the last one by default. `normalize` says whether the model wants
-    waveforms of zero mean and unit variance; by default its preprocessor_config.json says so.
+    `layer` counts transformer layers from 1; the last one by default. `normalize` says whether the model
+    wants waveforms of zero mean and unit variance; by default its preprocessor_config.json says so.
     """
 
     path: str

@@ -37,7 +37,7 @@ def test_same_rate() -> None:
 
 
 def test_ratio_that_is_not_whole_takes_the_nearest() -> None:
-    """A student at 40 Hz: 0, 25, 50, 75, 100 ms are nearest to teacher frames 0, 1, 2 (of 2.5), 4 (of 3.75), 5."""
+    """A student at 40 Hz: 0, 25, 50, 75, 100 ms are at teacher frames 0, 1.25, 2.5 (the lower), 3.75, 5."""
     targets = align(numbered(6), 5, student_rate_hz=40.0, student_offset_s=0.0)
     assert targets == [[0], [10], [20], [40], [50]]
 
@@ -66,8 +66,11 @@ def test_delay_shifts_targets_to_later_frames() -> None:
 
 def test_too_many_missing_frames() -> None:
     assert align(numbered(4), 4, teacher_offset_s=0.0125, max_missing_frames=2)[2:] == [[X, X], [X, X]]
-    with pytest.raises(AlignmentError, match=r"4 teacher frames leave 2 of 4 student frames without a target, "
-                       r"more than distill.max_missing_frames \(1\).*extract the table again"):  # fmt: skip
+    message = (
+        r"4 teacher frames leave 2 of 4 student frames without a target, "
+        r"more than distill.max_missing_frames \(1\).*extract the table again"
+    )
+    with pytest.raises(AlignmentError, match=message):
         align(numbered(4), 4, teacher_offset_s=0.0125, max_missing_frames=1)
 
 

@@ -149,8 +149,8 @@ class StudentTrainer:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), settings.grad_clip)
         if not norm.isfinite():
             raise ValueError(
-                f"step {self.step}: the gradient holds NaN or infinity (loss {float(total.detach())}, utterances "
-                f"{', '.join(batch.cut_ids)}); lower distill.lr or raise distill.warmup_steps"
+                f"step {self.step}: the gradient holds NaN or infinity (loss {float(total.detach())}, "
+                f"utterances {', '.join(batch.cut_ids)}); lower distill.lr or raise distill.warmup_steps"
             )
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
