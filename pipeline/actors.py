@@ -34,9 +34,7 @@ class EmbedderSpec:
         torch.set_num_threads(self.compute_threads)
         teacher = open_teacher(self.teacher, options=self.options)
         loader = AudioLoader(teacher.info.sample_rate_hz, s3=s3_options(self.options))
-        return Embedder(
-            teacher, loader, batch_seconds=self.batch_seconds, decode_threads=self.decode_threads
-        )
+        return Embedder(teacher, loader, batch_seconds=self.batch_seconds, decode_threads=self.decode_threads)
 
 
 class FitActor:

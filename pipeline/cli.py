@@ -24,9 +24,12 @@ app = typer.Typer(
 
 RunFile = Annotated[Path, typer.Argument(help="The run file (YAML).", show_default=False)]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as in --set distill.lr=5e-4.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as in --set distill.lr=5e-4."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON, last on standard output.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print the result as one line of JSON, last on standard output.")
+]
 StudentName = Annotated[
     str | None,
     typer.Option("--student", metavar="NAME", help="mvqkd, or baseline for the same student without codes."),
@@ -60,7 +63,9 @@ def extract(run_file: RunFile, set_: Overrides = None, as_json: AsJson = False) 
 
 
 @app.command()
-def distill(run_file: RunFile, set_: Overrides = None, student: StudentName = None, as_json: AsJson = False) -> None:
+def distill(
+    run_file: RunFile, set_: Overrides = None, student: StudentName = None, as_json: AsJson = False
+) -> None:
     """Train a student from the index table."""
     from pipeline import students
 
@@ -68,7 +73,9 @@ def distill(run_file: RunFile, set_: Overrides = None, student: StudentName = No
 
 
 @app.command()
-def decode(run_file: RunFile, set_: Overrides = None, student: StudentName = None, as_json: AsJson = False) -> None:
+def decode(
+    run_file: RunFile, set_: Overrides = None, student: StudentName = None, as_json: AsJson = False
+) -> None:
     """Recognize the test part with a student and count the errors."""
     from pipeline import students
 

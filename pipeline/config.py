@@ -103,7 +103,10 @@ class RunConfig(Section, strict=False):
                 f"(student.num_layers {self.student.num_layers})"
             )
         longest = self.corpus.max_duration_s
-        for key, seconds in (("extract", self.extract.batch_seconds), ("distill", self.distill.batch_seconds)):
+        for key, seconds in (
+            ("extract", self.extract.batch_seconds),
+            ("distill", self.distill.batch_seconds),
+        ):
             if seconds < longest:
                 raise ValueError(
                     f"{key}.batch_seconds {seconds} is less than one utterance may last "
@@ -166,7 +169,9 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
 def _explain(problem: Any) -> str:
     """One line for one pydantic error: the key's path, what is wrong, what to do."""
     # A union adds the name of the branch that was tried to the path; that is no key.
-    path = ".".join(p for p in map(str, problem["loc"]) if p not in ("int", "float") and not set(p) & set("[-"))
+    path = ".".join(
+        p for p in map(str, problem["loc"]) if p not in ("int", "float") and not set(p) & set("[-")
+    )
     kind, message = problem["type"], problem["msg"]
     if kind == "extra_forbidden":
         known = _keys_at(problem["loc"][:-1])
@@ -185,4 +190,6 @@ def _keys_at(location: Sequence[Any]) -> list[str]:
     section: Any = RunConfig
     for part in location:
         section = section.model_fields[part].annotation
-    return list(section.model_fields) if hasattr(section, "model_fields") else [f.name for f in fields(section)]
+    return (
+        list(section.model_fields) if hasattr(section, "model_fields") else [f.name for f in fields(section)]
+    )

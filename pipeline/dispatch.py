@@ -92,7 +92,10 @@ def dispatch(
                     except RayError as error:
                         failed_starts += 1
                         if failed_starts > max_failed_starts:
-                            raise PoolError(f"{failed_starts} workers failed to start, the last one: {_cause(error)}") from error
+                            problem = (
+                                f"{failed_starts} workers failed to start, the last one: {_cause(error)}"
+                            )
+                            raise PoolError(problem) from error
                     else:
                         failed_starts = 0
                         feed(worker)
@@ -133,7 +136,9 @@ def _cause(error: RayError) -> str:
     """One line: the exception that the worker raised, or what Ray says of its loss."""
     cause = getattr(error, "cause", None)
     shown = cause if isinstance(cause, BaseException) else error
-    text = str(shown).strip()
-    lines = text.splitlines()
+    lines = [line.strip() for line in str(shown).splitlines() if line.strip()] or [""]
+    if "creation task" in lines[0]:
+        # The actor's constructor raised: the traceback's last line says what.
+        return lines[-1]
     # Ray puts a long report behind the first line of a lost actor's message.
-    return f"{type(shown).__name__}: {lines[0] if lines else ''}"
+    return f"{type(shown).__name__}: {lines[0]}"

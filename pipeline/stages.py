@@ -44,7 +44,9 @@ def plan_part(run: Run, part: Literal["train", "test"]) -> Plan:
             progress=lambda cuts, hours: progress.update(cuts, hours=hours),
         )
     if plan.num_refused:
-        say(f"{plan.num_refused} utterances of {part} are left out, see {run.plan(part).full_url('refused.jsonl')}")
+        say(
+            f"{plan.num_refused} utterances of {part} are left out, see {run.plan(part).full_url('refused.jsonl')}"
+        )
     return plan
 
 
@@ -77,7 +79,11 @@ def fit_stage(run: Run) -> dict[str, Any]:
     """Fit the quantizer, or return the figures of the one that is there."""
     config = run.config.quantizer
     plan = need_plan(run, "train")
-    settings = {"teacher": run.config.teacher.model_dump(), "quantizer": config.model_dump(), "plan": plan.settings}
+    settings = {
+        "teacher": run.config.teacher.model_dump(),
+        "quantizer": config.model_dump(),
+        "plan": plan.settings,
+    }
     try:
         metadata = load_quantizer(run.quantizer)[1]
     except ArtifactError:
@@ -115,7 +121,12 @@ def fit_stage(run: Run) -> dict[str, Any]:
         threads = min(cpus, 8)
         actor = remote(FitActor, cpus=threads, gpus=_gpus_per_actor(run, gpus))
         spec = _embedder_spec(run, compute_threads=threads)
-        arguments = {"location": run.quantizer, "config": fit_config, "max_frames": config.max_frames, "board": board}
+        arguments = {
+            "location": run.quantizer,
+            "config": fit_config,
+            "max_frames": config.max_frames,
+            "board": board,
+        }
         with bar("fit", total=1.0, unit="") as progress:
 
             def show(_: list[Any]) -> None:
@@ -132,7 +143,16 @@ def fit_stage(run: Run) -> dict[str, Any]:
 
 
 def _add_fit(run: Run, metadata: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    names = ("id", "dim", "num_codebooks", "codebook_size", "valid_rrl", "usage_entropy_bits", "steps", "seconds")
+    names = (
+        "id",
+        "dim",
+        "num_codebooks",
+        "codebook_size",
+        "valid_rrl",
+        "usage_entropy_bits",
+        "steps",
+        "seconds",
+    )
     summary = {name: metadata[name] for name in names}
     data = metadata["training_data"]
     summary |= {"train_frames": data["frames"], "valid_frames": data["valid_frames"]}

@@ -31,7 +31,14 @@ from pipeline.stages import StageError, need_plan
 from pipeline.train_job import STUDENT, TrainJob
 
 # Settings that change how fast a training runs, but not what comes out.
-_SPEED_ONLY = {"baseline", "cache_mb", "decode_threads", "max_failures", "gpus_per_worker", "checkpoint_steps"}
+_SPEED_ONLY = {
+    "baseline",
+    "cache_mb",
+    "decode_threads",
+    "max_failures",
+    "gpus_per_worker",
+    "checkpoint_steps",
+}
 
 
 def student_names(config: DistillConfig) -> list[str]:
@@ -72,7 +79,9 @@ def distill_stage(run: Run, name: str | None = None) -> dict[str, Any]:
         existing = _read_metadata(out)
         assert existing is not None
     if existing["left_out"]:
-        say(f"{name}: {len(existing['left_out'])} utterances could not be trained on, see {out.full_url('student.json')}")
+        say(
+            f"{name}: {len(existing['left_out'])} utterances could not be trained on, see {out.full_url('student.json')}"
+        )
     arrays, _ = load_artifact(out, STUDENT)
     summary = {
         "name": name,
@@ -202,7 +211,9 @@ def decode_stage(run: Run, name: str | None = None) -> dict[str, Any]:
                 progress.update(len(results))
     totals = score(results)
     lines = [
-        result.to_dict() if isinstance(result, Recognized) else {"cut_id": result.cut_id, "error": result.problem}
+        result.to_dict()
+        if isinstance(result, Recognized)
+        else {"cut_id": result.cut_id, "error": result.problem}
         for result in results
     ]
     lines.sort(key=lambda line: line["cut_id"])

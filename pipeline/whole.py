@@ -39,8 +39,14 @@ def print_report(report: dict[str, Any]) -> None:
     table, speed = extract["table"], extract["speed"]
     contract = table["contract"]
     rows = [
-        ("Corpus", f"{report['plan']['train_hours']:.2f} h train, {report['plan'].get('test_hours', 0):.2f} h test"),
-        ("Teacher", f"{contract['teacher_name']}, layer {contract['layer']}, {contract['frame_rate_hz']:g} frames/s"),
+        (
+            "Corpus",
+            f"{report['plan']['train_hours']:.2f} h train, {report['plan'].get('test_hours', 0):.2f} h test",
+        ),
+        (
+            "Teacher",
+            f"{contract['teacher_name']}, layer {contract['layer']}, {contract['frame_rate_hz']:g} frames/s",
+        ),
         (
             "Quantizer",
             f"{fit['num_codebooks']} codebooks of {fit['codebook_size']}, RRL {fit['valid_rrl']:.3f} on held-out "
@@ -57,7 +63,9 @@ def print_report(report: dict[str, Any]) -> None:
             )
         )
     size = table["bytes_per_hour"]
-    rows.append(("Bytes per hour", f"{_bytes(size)} ({table['bytes_per_index']:.3f} bytes per index, all columns in)"))
+    rows.append(
+        ("Bytes per hour", f"{_bytes(size)} ({table['bytes_per_index']:.3f} bytes per index, all columns in)")
+    )
     for dtype in ("float32", "float16"):
         embeddings = table[f"{dtype}_bytes_per_hour"]
         rows.append((f"  {dtype} embeddings", f"{_bytes(embeddings)}, {embeddings / size:.0f} times as much"))

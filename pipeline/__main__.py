@@ -1,0 +1,5 @@
+"""`python -m pipeline` is `mvqkd`."""
+
+from pipeline.cli import main
+
+main()

@@ -1,0 +1,98 @@
+"""The shard plan."""
+
+from pathlib import Path
+
+import pytest
+from lhotse import MonoCut, Recording
+from storage.filesystem import open_location
+from workers.corpus import Refused
+from workers.shards import read_shard_cuts
+
+from pipeline.plan import make_plan, read_plan
+
+
+def cut(number: int, duration_s: float = 10.0) -> MonoCut:
+    recording = Recording(
+        id=f"r{number}",
+        sources=[],
+        sampling_rate=16_000,
+        num_samples=int(16_000 * duration_s),
+        duration=duration_s,
+    )
+    return MonoCut(id=f"c{number}", start=0.0, duration=duration_s, channel=0, recording=recording)
+
+
+def test_shards_are_consecutive_and_bounded(tmp_path: Path) -> None:
+    location = open_location(str(tmp_path))
+    plan = make_plan((cut(n) for n in range(25)), location, shard_hours=60 / 3600, settings={})
+    assert [shard.num_cuts for shard in plan.shards] == [6, 6, 6, 6, 1]
+    ids = [c.id for shard in plan.shards for c in read_shard_cuts(location, shard)]
+    assert ids == [f"c{n}" for n in range(25)]
+    assert plan.hours == pytest.approx(250 / 3600)
+
+
+def test_planning_again_changes_nothing(tmp_path: Path) -> None:
+    location = open_location(str(tmp_path))
+    first = make_plan((cut(n) for n in range(9)), location, shard_hours=0.01, settings={"a": 1})
+    before = {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in tmp_path.iterdir()}
+
+    def unread() -> object:
+        raise AssertionError("an existing plan needs no corpus")
+        yield
+
+    again = make_plan(unread(), location, shard_hours=0.01, settings={"a": 1})
+    assert again == first == read_plan(location)
+    assert before == {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in tmp_path.iterdir()}
+
+
+def test_a_plan_in_another_place_has_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        make_plan(
+            (cut(n) for n in range(9)), open_location(str(tmp_path / name)), shard_hours=0.01, settings={}
+        )
+    files = [{p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("a", "b")]
+    assert files[0] == files[1]
+
+
+def test_names_follow_position_content_and_contract(tmp_path: Path) -> None:
+    plans = [
+        make_plan(cuts, open_location(str(tmp_path / str(number))), shard_hours=1.0, settings={})
+        for number, cuts in enumerate(([cut(1)], [cut(1)], [cut(1, 9.0)]))
+    ]
+    names = [plan.shards[0].name("contract") for plan in plans]
+    assert names[0] == names[1] != names[2]
+    assert names[0].startswith("shard-000000-")
+    assert plans[0].shards[0].name("another") != names[0]
+
+
+def test_refused_utterances_are_listed(tmp_path: Path) -> None:
+    refused = Refused(cut_id="bad", reason="has no audio")
+    plan = make_plan([cut(1), refused, cut(2)], open_location(str(tmp_path)), shard_hours=1.0, settings={})
+    assert (plan.num_cuts, plan.num_refused) == (2, 1)
+    assert list(plan.refused()) == [refused]
+
+
+def test_nothing_usable_is_an_error_with_reasons(tmp_path: Path) -> None:
+    refused = [Refused(cut_id="bad", reason="has no audio")]
+    with pytest.raises(ValueError, match="1 refused: bad has no audio"):
+        make_plan(refused, open_location(str(tmp_path)), shard_hours=1.0, settings={})
+    assert read_plan(open_location(str(tmp_path))) is None
+
+
+def test_repeated_ids_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'c1' occurs twice"):
+        make_plan([cut(1), cut(1)], open_location(str(tmp_path)), shard_hours=1.0, settings={})
+
+
+def test_memory_is_that_of_one_shard(tmp_path: Path) -> None:
+    """The corpus is a stream: while shard n is filled, shard n - 1 is already written."""
+    location = open_location(str(tmp_path))
+    seen: list[int] = []
+
+    def stream() -> object:
+        for number in range(12):
+            seen.append(len([p for p in tmp_path.iterdir() if p.name.startswith("cuts-")]))
+            yield cut(number)
+
+    make_plan(stream(), location, shard_hours=30 / 3600, settings={})
+    assert seen == [0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3]

@@ -1,0 +1,286 @@
+"""The whole job through real Ray actors, Ray Train and storage, on a tiny corpus."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from s3_server import S3Server
+from storage.errors import ContractError, TableError
+from storage.failures import read_failures
+from storage.filesystem import Location
+from tiny import make_run, run_tree, write_corpus, write_run_file
+
+from pipeline import stages, students, whole
+from pipeline.dispatch import PoolError
+
+pytestmark = pytest.mark.integration
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def objects(location: Location) -> dict[str, bytes]:
+    """Name and bytes of every object of a folder and of the failures in it."""
+    failures = location.join("_failures")
+    found = {name: location.read_bytes(name) for name in location.list()}
+    return found | {f"_failures/{name}": failures.read_bytes(name) for name in failures.list()}
+
+
+@pytest.fixture(scope="module")
+def done(
+    ray_session: None, corpus_root: Path, teacher_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Any], Path]:
+    """A finished run: its run file as a mapping, and its folder."""
+    folder = tmp_path_factory.mktemp("done")
+    tree = run_tree(corpus_root, teacher_path, folder / "run")
+    whole.run_all(make_run(tree, folder))
+    return tree, folder / "run"
+
+
+def copy_of(done: tuple[dict[str, Any], Path], folder: Path, *parts: str) -> dict[str, Any]:
+    """A run file for a copy of some parts of the finished run."""
+    tree, finished = done
+    for part in parts:
+        shutil.copytree(finished / part, folder / "run" / part)
+    return {**tree, "storage": {"root": str(folder / "run")}}
+
+
+def test_the_report_tells_what_a_newcomer_asks(done: tuple[dict[str, Any], Path], capsys: Any) -> None:
+    report = json.loads((done[1] / "report.json").read_text())
+    table = report["extract"]["table"]
+    assert (report["plan"]["train_cuts"], table["rows"], table["failures"]) == (12, 12, 0)
+    assert report["extract"]["speed"]["real_time_factor"] > 0
+    assert 0 < report["fit"]["valid_rrl"] < 2
+    for name in ("baseline", "mvqkd"):
+        student = report["students"][name]
+        assert 0 <= student["score"]["wer"]
+        assert student["score"]["utterances"] == 3
+        assert student["curve"][-1]["step"] == student["steps"] > 0
+        lines = (done[1] / "students" / name / "errors.jsonl").read_text().splitlines()
+        assert {json.loads(line)["cut_id"] for line in lines} == {"test-000", "test-001", "test-002"}
+    assert report["students"]["baseline"]["curve"][-1]["codebook_loss"] is None
+    assert report["students"]["mvqkd"]["curve"][-1]["codebook_loss"] > 0
+    whole.print_report(report)
+    shown = capsys.readouterr().out
+    for words in (
+        "real-time factor",
+        "RRL",
+        "Bytes per hour",
+        "float16 embeddings",
+        "WER with MVQ-KD",
+        str(done[1]),
+    ):
+        assert words in shown.replace("\n", "")
+    assert (done[1] / "curves.png").stat().st_size > 5000
+
+
+def test_every_stage_again_does_nothing(done: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    run = make_run(done[0], tmp_path)
+    watched = [p for p in done[1].rglob("*") if p.is_file() and p.name not in ("report.json", "errors.jsonl")]
+    before = {p: p.stat().st_mtime_ns for p in watched}
+    speed = run.read_report()["extract"]["speed"]
+    assert stages.fit_stage(run)["id"] == run.read_report()["fit"]["id"]
+    assert stages.extract_stage(run)["shards_extracted"] == 0
+    assert run.read_report()["extract"]["speed"] == speed
+    students.distill_stage(run)
+    students.decode_stage(run)
+    assert {p: p.stat().st_mtime_ns for p in watched} == before
+
+
+def test_table_on_s3_is_the_table_on_disk(
+    done: tuple[dict[str, Any], Path], tmp_path: Path, s3_environment: S3Server
+) -> None:
+    endpoint = {"endpoint_url": s3_environment.endpoint_url, "region": "us-east-1"}
+    tree = {**done[0], "storage": {"root": f"s3://{s3_environment.bucket}/{tmp_path.name}", **endpoint}}
+    run = make_run(tree, tmp_path)
+    stages.plan_stage(run)
+    stages.fit_stage(run)
+    stages.extract_stage(run)
+    here = make_run(done[0], tmp_path)
+    assert objects(run.table) == objects(here.table)
+    assert len(objects(run.table)) > 3
+    students.distill_stage(run)
+    assert students.decode_stage(run) | {"errors": ""} == students.decode_stage(here) | {"errors": ""}
+
+
+def many_shards(done: tuple[dict[str, Any], Path], folder: Path) -> dict[str, Any]:
+    """A run of some 40 shards with the quantizer of the finished run."""
+    write_corpus(folder / "corpus", train=80)
+    tree = copy_of(done, folder, "quantizer")
+    return {
+        **tree,
+        "corpus": {"root": str(folder / "corpus")},
+        "extract": {"shard_hours": 0.0006, "batch_seconds": 30.0},
+    }
+
+
+def wait_for_first_shard(table: Path, is_alive: Any) -> None:
+    deadline = time.monotonic() + 200
+    while not list(table.glob("shard-*.parquet")):
+        assert is_alive() and time.monotonic() < deadline, "no shard was committed"
+        time.sleep(0.002)
+
+
+def test_killed_driver_loses_no_shard(done: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    tree = many_shards(done, tmp_path)
+    undisturbed = make_run({**tree, "table": {"path": str(tmp_path / "undisturbed")}}, tmp_path)
+    stages.extract_stage(undisturbed)
+    run_file = write_run_file(tree, tmp_path)
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    environment.pop("RAY_ADDRESS", None)
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "pipeline", "extract", str(run_file)],
+        env=environment,
+        stderr=subprocess.DEVNULL,
+    )
+    table = tmp_path / "run" / "table"
+    wait_for_first_shard(table, lambda: driver.poll() is None)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    time.sleep(3.0)  # its actors end with it, perhaps after the shard in hand
+    run = make_run(tree, tmp_path)
+    num_shards = len(stages.need_plan(run, "train").shards)
+    left = num_shards - len(list(table.glob("shard-*.parquet")))
+    assert 0 < left < num_shards
+    assert stages.extract_stage(run)["shards_extracted"] == left
+    assert objects(run.table) == objects(undisturbed.table)
+
+
+def test_killed_actor_costs_nothing(done: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    tree = many_shards(done, tmp_path)
+    run = make_run(tree, tmp_path)
+    results: list[dict[str, Any]] = []
+    job = threading.Thread(target=lambda: results.append(stages.extract_stage(run)))
+    job.start()
+    wait_for_first_shard(tmp_path / "run" / "table", job.is_alive)
+    victims = [
+        int(process.name)
+        for process in Path("/proc").iterdir()
+        if process.name.isdigit() and command_line(process).startswith(b"ray::ExtractActor")
+    ]
+    os.kill(victims[0], signal.SIGKILL)
+    job.join()
+    num_shards = len(stages.need_plan(run, "train").shards)
+    assert (results[0]["shards_extracted"], results[0]["shards_failed"]) == (num_shards, 0)
+    undisturbed = make_run({**tree, "table": {"path": str(tmp_path / "undisturbed")}}, tmp_path)
+    stages.extract_stage(undisturbed)
+    assert objects(run.table) == objects(undisturbed.table)
+
+
+def command_line(process: Path) -> bytes:
+    try:
+        return (process / "cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
+def test_bad_utterances_are_left_out_and_listed(done: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus", train=6)
+    tree = {**copy_of(done, tmp_path, "quantizer"), "corpus": {"root": str(tmp_path / "corpus")}}
+    run = make_run(tree, tmp_path)
+    (tmp_path / "corpus/audio/train/train-004.flac").unlink()
+    assert stages.plan_stage(run)["train_refused"] == 1
+    broken = tmp_path / "corpus/audio/train/train-001.flac"
+    broken.write_bytes(broken.read_bytes()[:3000])
+    summary = stages.extract_stage(run)
+    assert (summary["utterances_left_out"], summary["shards_failed"], summary["table"]["rows"]) == (1, 0, 4)
+    (failure,) = read_failures(run.table)
+    assert (failure.cut_id, failure.stage) == ("train-001", "load")
+    assert str(broken) in failure.message
+    assert stages.extract_stage(run)["shards_extracted"] == 0
+
+
+def test_a_shard_that_keeps_failing_is_set_aside(done: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    run = make_run(copy_of(done, tmp_path, "quantizer", "plan"), tmp_path)
+    plan = stages.need_plan(run, "train")
+    damaged = tmp_path / "run/plan/train" / plan.shards[1].path
+    whole_bytes = damaged.read_bytes()
+    damaged.unlink()
+    summary = stages.extract_stage(run)
+    assert (summary["shards_failed"], summary["shards_extracted"]) == (1, len(plan.shards) - 1)
+    (failure,) = read_failures(run.table)
+    assert (failure.cut_id, failure.attempts) == (None, 3)
+    assert str(damaged) in failure.message
+    damaged.write_bytes(whole_bytes)
+    assert stages.extract_stage(run)["shards_extracted"] == 1
+    assert read_failures(run.table) == []
+    assert objects(run.table) == objects(make_run(done[0], tmp_path).table)
+
+
+def test_codes_of_different_quantizers_do_not_mix(done: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    tree = copy_of(done, tmp_path, "plan", "table")
+    run = make_run(tree, tmp_path, "quantizer.seed=7")
+    stages.fit_stage(run)
+    with pytest.raises(ContractError, match="quantizer_id"):
+        stages.extract_stage(run)
+
+
+def test_settings_that_do_not_fit_the_stored_quantizer(
+    done: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    with pytest.raises(stages.StageError, match="fitted with other settings"):
+        stages.fit_stage(make_run(done[0], tmp_path, "quantizer.num_codebooks=4"))
+
+
+def test_another_teacher_than_the_quantizers(done: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    run = make_run(copy_of(done, tmp_path, "plan", "quantizer"), tmp_path, "teacher.layer=1")
+    with pytest.raises(PoolError, match="fitted on"):
+        stages.extract_stage(run)
+
+
+def test_a_truncated_table_file_is_named(done: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    run = make_run(copy_of(done, tmp_path, "plan", "quantizer", "table"), tmp_path)
+    victim = next(iter(sorted((tmp_path / "run/table").glob("shard-*.parquet"))))
+    victim.write_bytes(victim.read_bytes()[:-100])
+    with pytest.raises(TableError, match=victim.name):
+        students.distill_stage(run)
+
+
+@pytest.mark.parametrize(
+    ("stage", "command"),
+    [
+        (stages.extract_stage, "mvqkd fit"),
+        (students.distill_stage, "mvqkd extract"),
+        (students.decode_stage, "mvqkd distill"),
+    ],
+)
+def test_a_stage_before_its_time_says_what_to_run(
+    corpus_root: Path, teacher_path: Path, tmp_path: Path, stage: Any, command: str
+) -> None:
+    with pytest.raises(stages.StageError, match=command):
+        stage(make_run(run_tree(corpus_root, teacher_path, tmp_path / "run"), tmp_path))
+
+
+def test_training_resumes_after_its_process_is_killed(
+    done: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    tree = copy_of(done, tmp_path, "plan", "quantizer", "table")
+    settings = ("distill.epochs=30", "distill.checkpoint_steps=5", "distill.loss_scale=0.2")
+    undisturbed = make_run(
+        tree, tmp_path, *settings, f"storage.root={tmp_path}/other", f"table.path={tmp_path}/run/table"
+    )
+    students.distill_stage(undisturbed)
+    run = make_run(tree, tmp_path, *settings)
+    failures: list[Exception] = []
+    job = threading.Thread(target=lambda: students.distill_stage(run))
+    job.start()
+    deadline = time.monotonic() + 200
+    while not list((tmp_path / "run/students/mvqkd/checkpoints").rglob("state.pt")):
+        assert job.is_alive() and time.monotonic() < deadline
+        time.sleep(0.01)
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit() and b"RayTrainWorker" in command_line(process):
+            os.kill(int(process.name), signal.SIGKILL)
+    job.join()
+    assert not failures
+    weights = [
+        (Path(r.student("mvqkd").base_path) / "student.safetensors").read_bytes() for r in (run, undisturbed)
+    ]
+    assert weights[0] == weights[1]
