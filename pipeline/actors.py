@@ -5,12 +5,12 @@ from typing import Any
 
 import ray
 import torch
+
 from models.quantizer import FitConfig
 from storage.errors import ContractError
 from storage.filesystem import Location
 from storage.table import IndexTable
 from workers.audio import AudioLoader
-from workers.corpus import s3_options
 from workers.embed import Embedder
 from workers.extract import Extractor, ShardReport
 from workers.fit import QuantizerFitter, load_quantizer
@@ -33,7 +33,7 @@ class EmbedderSpec:
         """Load the teacher in this process."""
         torch.set_num_threads(self.compute_threads)
         teacher = open_teacher(self.teacher, options=self.options)
-        loader = AudioLoader(teacher.info.sample_rate_hz, s3=s3_options(self.options))
+        loader = AudioLoader(teacher.info.sample_rate_hz, s3=self.options)
         return Embedder(teacher, loader, batch_seconds=self.batch_seconds, decode_threads=self.decode_threads)
 
 

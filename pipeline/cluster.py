@@ -48,18 +48,3 @@ def resources() -> tuple[int, int]:
     """CPUs and GPUs of the cluster at this moment."""
     total = ray.cluster_resources()
     return int(total.get("CPU", 1)), int(total.get("GPU", 0))
-
-
-class ProgressBoard:
-    """Where workers say how far they are; the driver looks at it. Made an actor by the driver."""
-
-    def __init__(self) -> None:
-        self._notes: dict[str, dict[str, Any]] = {}
-
-    def put(self, worker: str, note: dict[str, Any]) -> None:
-        """Replace a worker's note."""
-        self._notes[worker] = note
-
-    def get(self) -> dict[str, dict[str, Any]]:
-        """The latest note of every worker."""
-        return self._notes

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from models.student import StudentConfig
 from pydantic import Field, ValidationError, model_validator
+
+from models.student import StudentConfig
 from workers.corpus import CorpusConfig
 from workers.distill.settings import DistillConfig
 from workers.settings import Section
@@ -132,7 +133,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """
     path = Path(path)
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such run file; configs/ holds examples") from error
     except yaml.YAMLError as error:
@@ -153,7 +154,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     if not equals or not all(key.split(".")):
         raise ConfigError(f"--set {override}: write it as section.key=value")
     try:
-        value = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+        value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override}: the value is not valid YAML: {error}") from error
     *sections, last = key.split(".")

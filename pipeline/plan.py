@@ -5,10 +5,12 @@ A plan is a folder: one object of cuts for each shard, `refused.jsonl` with the 
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 
 from lhotse import MonoCut
+
 from storage.artifacts import read_json, write_json
 from storage.errors import ObjectMissingError
 from storage.filesystem import Location
@@ -29,7 +31,7 @@ class Plan:
 
     def refused(self) -> Iterator[Refused]:
         """The utterances that were left out, with reasons."""
-        for line in self.location.read_bytes("refused.jsonl").decode().splitlines():
+        for line in self.location.read_bytes("refused.jsonl").decode().split("\n")[:-1]:
             yield Refused(**json.loads(line))
 
 
@@ -63,10 +65,9 @@ def make_plan(
     waiting_s = 0.0
 
     def close() -> None:
-        ids = {cut.id for cut in waiting}
-        if len(ids) < len(waiting):
-            repeated = next(cut.id for cut in waiting if sum(other.id == cut.id for other in waiting) > 1)
-            raise ValueError(f"cut id {repeated!r} occurs twice in the corpus; ids must be unique")
+        repeated, count = Counter(cut.id for cut in waiting).most_common(1)[0]
+        if count > 1:
+            raise ValueError(f"cut id {repeated!r} occurs {count} times in the corpus; ids must be unique")
         shards.append(write_shard_cuts(location, len(shards), waiting))
         if progress:
             progress(sum(s.num_cuts for s in shards), sum(s.hours for s in shards))

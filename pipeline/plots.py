@@ -5,9 +5,9 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from workers.fit import load_quantizer
 
 from pipeline.run import Run
+from workers.fit import load_quantizer
 
 
 def draw_plots(run: Run) -> None:

@@ -5,7 +5,15 @@ import time
 from typing import Any, Literal
 
 import ray
+
 from models.quantizer import FitConfig
+from pipeline.actors import EmbedderSpec, ExtractActor, FitActor, remote
+from pipeline.board import ProgressBoard
+from pipeline.cluster import cluster, resources
+from pipeline.dispatch import dispatch
+from pipeline.plan import Plan, make_plan, read_plan
+from pipeline.progress import bar, say
+from pipeline.run import SAMPLE_RATE_HZ, Run
 from storage.contract import TableContract
 from storage.errors import ArtifactError
 from storage.failures import Failure, read_failures, write_failures
@@ -15,13 +23,6 @@ from workers.corpus import Corpus, CorpusError
 from workers.extract import ShardReport
 from workers.fit import load_quantizer
 from workers.sample import draw_sample
-
-from pipeline.actors import EmbedderSpec, ExtractActor, FitActor, remote
-from pipeline.cluster import ProgressBoard, cluster, resources
-from pipeline.dispatch import dispatch
-from pipeline.plan import Plan, make_plan, read_plan
-from pipeline.progress import bar, say
-from pipeline.run import SAMPLE_RATE_HZ, Run
 
 TEACHER_FRAME_RATE_HZ = 50.0  # of every teacher that is known; the table's contract has the exact one
 
@@ -34,7 +35,7 @@ def plan_part(run: Run, part: Literal["train", "test"]) -> Plan:
     """Plan one part of the corpus, or return the plan that is there."""
     config = run.config
     corpus = Corpus(config.corpus, sample_rate_hz=SAMPLE_RATE_HZ, options=config.storage.options)
-    settings = {"corpus": config.corpus.model_dump(), "part": part}
+    settings: dict[str, object] = {"corpus": config.corpus.model_dump(), "part": part}
     with bar(f"plan {part}", total=math.inf, unit="cuts") as progress:
         plan = make_plan(
             corpus.cuts(part),

@@ -10,25 +10,25 @@ from typing import Any
 import numpy as np
 import ray
 import torch
+from ray.train import TrainingFailedError
+
 from models.student import ConformerTransducer, StudentConfig
 from models.units import Units, load_units
-from ray.train import TrainingFailedError
+from pipeline.board import ProgressBoard
+from pipeline.cluster import cluster, resources
+from pipeline.progress import bar, say
+from pipeline.run import SAMPLE_RATE_HZ, Run, digest
+from pipeline.stages import StageError, need_plan
+from pipeline.train_job import STUDENT, TrainJob
 from storage.artifacts import load_artifact, read_json, write_json
 from storage.errors import ArtifactError, ObjectMissingError, TableError
 from storage.filesystem import Location
 from storage.table import IndexTable
 from workers.audio import AudioError, AudioLoader
-from workers.corpus import s3_options
 from workers.distill.scoring import Recognized, Recognizer, score
 from workers.distill.settings import DistillConfig
 from workers.shards import read_shard_cuts
 from workers.teacher import choose_device
-
-from pipeline.cluster import ProgressBoard, cluster, resources
-from pipeline.progress import bar, say
-from pipeline.run import SAMPLE_RATE_HZ, Run, digest
-from pipeline.stages import StageError, need_plan
-from pipeline.train_job import STUDENT, TrainJob
 
 # Settings that change how fast a training runs, but not what comes out.
 _SPEED_ONLY = {
@@ -80,7 +80,8 @@ def distill_stage(run: Run, name: str | None = None) -> dict[str, Any]:
         assert existing is not None
     if existing["left_out"]:
         say(
-            f"{name}: {len(existing['left_out'])} utterances could not be trained on, see {out.full_url('student.json')}"
+            f"{name}: {len(existing['left_out'])} utterances could not be trained on, "
+            f"see {out.full_url('student.json')}"
         )
     arrays, _ = load_artifact(out, STUDENT)
     summary = {
@@ -200,7 +201,7 @@ def decode_stage(run: Run, name: str | None = None) -> dict[str, Any]:
     recognizer = Recognizer(
         student.to(choose_device("auto")),
         units,
-        loader=AudioLoader(SAMPLE_RATE_HZ, s3=s3_options(run.config.storage.options)),
+        loader=AudioLoader(SAMPLE_RATE_HZ, s3=run.config.storage.options),
         batch_seconds=run.config.distill.batch_seconds,
     )
     results: list[Recognized | AudioError] = []

@@ -10,17 +10,17 @@ import pyarrow.fs
 import ray.train
 import ray.train.torch
 import torch
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
 from models.alignment import FrameAlignment
 from models.distillation import DistillationModel
 from models.student import ConformerTransducer, StudentConfig
 from models.units import Units, train_units
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
 from storage.artifacts import save_artifact
 from storage.filesystem import Location
 from storage.table import IndexTable
 from workers.audio import AudioLoader
-from workers.corpus import s3_options
 from workers.distill.data import TableBatches
 from workers.distill.settings import DistillConfig
 from workers.distill.trainer import Progress, StudentTrainer
@@ -164,7 +164,7 @@ def build_trainer(
     ).to(device)
     batches = TableBatches(
         job.table,
-        loader=AudioLoader(contract.sample_rate_hz, s3=s3_options(job.options)),
+        loader=AudioLoader(contract.sample_rate_hz, s3=job.options),
         units=units,
         alignment=alignment,
         batch_seconds=settings.batch_seconds,

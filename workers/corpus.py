@@ -264,13 +264,8 @@ class _AudioFinder:
         return None
 
 
-def s3_options(options: Mapping[str, str]) -> dict[str, Any]:
-    """The storage section's options, as `AudioLoader` takes them."""
-    return dict(options)
-
-
 def _refuse(cut: Cut, reason: str) -> Refused:
     return Refused(cut_id=cut.id, reason=reason)
 
 
-__all__ = ["Corpus", "CorpusConfig", "CorpusError", "Refused", "s3_options"]
+__all__ = ["Corpus", "CorpusConfig", "CorpusError", "Refused"]

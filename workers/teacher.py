@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 
-from models.teachers import Teacher, TeacherLoadError, load_teacher
+from models.teachers import Teacher, TeacherLoadError
 from storage.filesystem import open_location
 from workers.settings import Section
 
@@ -42,6 +42,8 @@ def open_teacher(config: TeacherConfig, *, options: Mapping[str, str]) -> Teache
         TeacherLoadError: no such folder or model, or not an architecture that is known.
         StorageError: the `s3://` folder cannot be read.
     """
+
+    from models.teachers import load_teacher  # here, because transformers is slow to import
 
     def load(path: str) -> Teacher:
         return load_teacher(

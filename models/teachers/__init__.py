@@ -1,15 +1,19 @@
 """Teachers: pretrained speech encoders from transformers that turn audio into embeddings to be quantized."""
 
+from typing import TYPE_CHECKING, Any
+
 from models.teachers.base import (
     NonFiniteEmbeddingError,
     Teacher,
     TeacherInfo,
+    TeacherLoadError,
     UtteranceTooLongError,
     UtteranceTooShortError,
     WaveformError,
 )
-from models.teachers.checkpoint import TeacherLoadError
-from models.teachers.loading import load_teacher
+
+if TYPE_CHECKING:
+    from models.teachers.loading import load_teacher
 
 __all__ = [
     "NonFiniteEmbeddingError",
@@ -21,3 +25,12 @@ __all__ = [
     "WaveformError",
     "load_teacher",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`load_teacher` on demand: transformers is slow to import, and only who loads a teacher needs it."""
+    if name == "load_teacher":
+        from models.teachers.loading import load_teacher
+
+        return load_teacher
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,11 +4,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -56,6 +58,10 @@ class Teacher(Protocol):
         ...
 
 
+class TeacherLoadError(ValueError):
+    """A teacher that cannot be loaded: not there, not reachable, of another architecture or incomplete."""
+
+
 class WaveformError(ValueError):
     """A waveform that cannot be embedded; ``index`` is its position in the list given to ``encode``."""
 
@@ -93,7 +99,7 @@ class NonFiniteEmbeddingError(ValueError):
 class TransformersTeacher(ABC):
     """Checks, precision and error handling around a transformers encoder; subclasses do the computation."""
 
-    def __init__(self, *, model: PreTrainedModel, info: TeacherInfo, device: torch.device) -> None:
+    def __init__(self, *, model: "PreTrainedModel", info: TeacherInfo, device: torch.device) -> None:
         cast_weights(model, DTYPES[info.dtype])
         self._model = model.to(device).eval().requires_grad_(False)
         self._device = device

@@ -12,6 +12,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.utils import cached_file
 
+from models.teachers.base import TeacherLoadError
+
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 # What the two halves of a weight-normalized convolution are called in files, and in today's torch modules.
@@ -19,10 +21,6 @@ _WEIGHT_NORM_NAMES = {
     "parametrizations.weight.original0": "weight_g",
     "parametrizations.weight.original1": "weight_v",
 }
-
-
-class TeacherLoadError(ValueError):
-    """A teacher that cannot be loaded: not there, not reachable, of another architecture or incomplete."""
 
 
 @dataclass(frozen=True, kw_only=True)

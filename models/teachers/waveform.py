@@ -1,13 +1,15 @@
 """HuBERT, WavLM, wav2vec2 and data2vec-audio: teachers that read the waveform itself."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from models.teachers.base import TeacherInfo, TransformersTeacher, pad_frames
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def count_conv_frames(num_samples: int, kernels: Sequence[int], strides: Sequence[int]) -> int:
@@ -42,7 +44,7 @@ class WaveformTeacher(TransformersTeacher):
     """
 
     def __init__(
-        self, *, model: PreTrainedModel, info: TeacherInfo, device: torch.device, normalize: bool
+        self, *, model: "PreTrainedModel", info: TeacherInfo, device: torch.device, normalize: bool
     ) -> None:
         super().__init__(model=model, info=info, device=device)
         self._normalize = normalize

@@ -1,13 +1,15 @@
 """The Whisper encoder as a teacher, with 30-second windows or windows as short as the utterance."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from models.teachers.base import TeacherInfo, TransformersTeacher, pad_frames
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 WhisperWindow = Literal["short", "exact"]
 
@@ -67,7 +69,7 @@ class WhisperTeacher(TransformersTeacher):
     def __init__(
         self,
         *,
-        model: PreTrainedModel,
+        model: "PreTrainedModel",
         info: TeacherInfo,
         device: torch.device,
         log_mel: LogMel,

@@ -107,7 +107,7 @@ def test_missing_file(tmp_path: Path) -> None:
 
 
 def test_storage_options_hold_no_secrets(tree: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="storage.key: unknown key"):
+    with pytest.raises(ConfigError, match=r"storage\.key: unknown key"):
         load_config(write(tmp_path, MINIMAL), ["storage.key=abc"])
 
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 from lhotse import MonoCut, Recording
+
+from pipeline.plan import make_plan, read_plan
 from storage.filesystem import open_location
 from workers.corpus import Refused
 from workers.shards import read_shard_cuts
-
-from pipeline.plan import make_plan, read_plan
 
 
 def cut(number: int, duration_s: float = 10.0) -> MonoCut:
@@ -80,7 +80,7 @@ def test_nothing_usable_is_an_error_with_reasons(tmp_path: Path) -> None:
 
 
 def test_repeated_ids_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="'c1' occurs twice"):
+    with pytest.raises(ValueError, match="'c1' occurs 2 times"):
         make_plan([cut(1), cut(1)], open_location(str(tmp_path)), shard_hours=1.0, settings={})
 
 
