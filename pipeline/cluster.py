@@ -3,11 +3,12 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import ray
 
 from pipeline.config import ClusterConfig
+
+LOCAL_STARTS = 3
 
 
 @contextmanager
@@ -27,21 +28,40 @@ def cluster(config: ClusterConfig) -> Iterator[None]:
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if config.address == "local":
-        ray.init(
-            address="local",
-            num_cpus=config.num_cpus,
-            include_dashboard=False,
-            _node_ip_address="127.0.0.1",
-            **quiet,
-        )
+        _start_local(config.num_cpus)
     else:
-        ray.init(address=config.address, **quiet)
+        ray.init(address=config.address, log_to_driver=False, logging_level="ERROR")
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _start_local(num_cpus: int | None) -> None:
+    """Start Ray in this process. Ray gives its own parts 30 s to come up; on a loaded machine that may need a
+    second try."""
+    for attempt in range(1, LOCAL_STARTS + 1):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+                _node_ip_address="127.0.0.1",
+            )
+            return
+        except Exception as error:
+            # Ray has no class for this error.
+            if "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+            if attempt == LOCAL_STARTS:
+                raise ConnectionError(
+                    f"Ray did not start on this machine in {LOCAL_STARTS} tries of 30 s: it is too busy, or its "
+                    "/tmp is full"
+                ) from error
 
 
 def resources() -> tuple[int, int]:

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 import torch
 from s3_server import S3Server
 from tiny import run_tree, write_corpus
 from transformers import HubertConfig, HubertModel
+
+from pipeline.cluster import cluster
+from pipeline.config import ClusterConfig
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -62,16 +64,8 @@ def ray_session(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -
     }
     before = {key: os.environ.get(key) for key in settings}
     os.environ.update(settings)
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        _node_ip_address="127.0.0.1",
-    )
-    yield
-    ray.shutdown()
+    with cluster(ClusterConfig(num_cpus=2)):
+        yield
     for key, value in before.items():
         if value is None:
             os.environ.pop(key, None)
