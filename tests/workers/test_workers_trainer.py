@@ -14,6 +14,7 @@ from models.distillation import DistillationModel
 from models.student import ConformerTransducer, StudentConfig
 from models.units import CharUnits
 from storage.table import IndexTable
+from workers.distill import trainer as trainer_module
 from workers.distill.settings import DistillConfig
 from workers.distill.trainer import Progress, StudentTrainer
 
@@ -167,3 +168,13 @@ def test_model_that_cannot_be() -> None:
         DistillationModel(student, student_layer=1, ctc_scale=0.3, **arguments)
     with pytest.raises(ValueError, match="encoder_dim 15"):
         replace(STUDENT, encoder_dim=15)
+
+
+def test_a_long_epoch_says_where_it_is(make_table: MakeTable, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = make_table(LENGTHS)
+    _, kept = run(make_trainer(table))
+    monkeypatch.setattr(trainer_module, "REPORT_EVERY_S", 0.0)
+    trainer = make_trainer(table)
+    seen, states = run(trainer)
+    assert sorted({progress.step for progress in seen}) == list(range(1, trainer.total_steps + 1))
+    assert len(states) == len(kept)

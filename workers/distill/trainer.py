@@ -23,7 +23,7 @@ NO_SOUND_TF = torch.zeros(32, NUM_MEL_BINS)
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """State of a training, reported at every checkpoint and at the end of every epoch.
+    """State of a training, reported at every checkpoint, at the end of every epoch, and every half minute.
 
     Losses are means since the last report: transducer in nats per utterance, codebook in nats per code.
     """
@@ -38,6 +38,8 @@ class Progress:
     seconds: float
     left_out: int
 
+
+REPORT_EVERY_S = 30.0
 
 # Called with progress and, when the state should be kept, a function that returns it.
 Report = Callable[[Progress, Callable[[], dict[str, Any]] | None], None]
@@ -93,6 +95,8 @@ class StudentTrainer:
                 self._step_in_epoch += 1
                 if self.step % self._settings.checkpoint_steps == 0 and self.step < self.total_steps:
                     clock.report(keep=True)
+                elif clock.seconds >= REPORT_EVERY_S:
+                    clock.report(keep=False)
             self._epoch, self._step_in_epoch = self._epoch + 1, 0
             if self._epoch > self._settings.epochs - self._settings.average_epochs:
                 self._average.update_parameters(self.model.student)
@@ -199,6 +203,11 @@ class _Meter:
         self._since = time.monotonic()
         self._utterances = self._targets = 0
         self._transducer = self._codebook = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Time since the last report."""
+        return time.monotonic() - self._since
 
     def add(self, batch: Batch, losses: Losses | None) -> None:
         if losses is None:
