@@ -99,6 +99,8 @@ def distill_stage(run: Run, name: str | None = None) -> dict[str, Any]:
 
 
 def _train(run: Run, name: str, settings: DistillConfig, table: IndexTable, out: Location, key: str) -> None:
+    # Reads every footer: a damaged or foreign file shows here, before any worker is asked for.
+    table.dataset()
     with cluster(run.config.cluster):
         cpus, gpus = resources()
         board = ray.remote(num_cpus=0)(ProgressBoard).remote()
