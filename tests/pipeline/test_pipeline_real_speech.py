@@ -44,7 +44,7 @@ def test_real_speech_becomes_a_table(ray_session: None, shared: Path, an4_part: 
     assert 20 <= plan["train_cuts"] <= 30
     fit = stages.fit_stage(run)
     assert fit["dim"] == 512
-    assert fit["valid_rrl"] < 0.9  # 1 is what the mean of the frames alone would give
+    assert fit["valid_rrl"] < 0.6
     summary = stages.extract_stage(run)
     assert (summary["shards_failed"], summary["utterances_left_out"]) == (0, 0)
     table = IndexTable.open(run.table)
