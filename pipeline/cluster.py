@@ -1,6 +1,7 @@
 """Joining or starting Ray, and what it has."""
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,6 +10,7 @@ import ray
 from pipeline.config import ClusterConfig
 
 LOCAL_STARTS = 3
+ANSWER_TIMEOUT_S = 10.0
 
 
 @contextmanager
@@ -31,6 +33,7 @@ def cluster(config: ClusterConfig) -> Iterator[None]:
     if config.address == "local":
         _start_local(config.num_cpus)
     else:
+        _check_answers(config.address)
         ray.init(address=config.address, log_to_driver=False, logging_level="ERROR")
     try:
         yield
@@ -62,6 +65,20 @@ def _start_local(num_cpus: int | None) -> None:
                     f"Ray did not start on this machine in {LOCAL_STARTS} tries of 30 s: it is too busy, or its "
                     "/tmp is full"
                 ) from error
+
+
+def _check_answers(address: str) -> None:
+    """Ray itself tries an address where nobody answers for minutes."""
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if not separator:
+        return  # `auto` and the like
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_TIMEOUT_S).close()
+    except (OSError, ValueError) as error:
+        raise ConnectionError(
+            f"cluster.address {address}: {error}; it has to be host:port of a Ray head that runs "
+            "(`ray start --head` prints it), `auto`, or `local`"
+        ) from error
 
 
 def resources() -> tuple[int, int]:

@@ -6,8 +6,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -156,22 +157,27 @@ def test_killed_driver_loses_no_shard(done: tuple[dict[str, Any], Path], tmp_pat
 def test_killed_actor_costs_nothing(done: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
     tree = many_shards(done, tmp_path)
     run = make_run(tree, tmp_path)
-    results: list[dict[str, Any]] = []
-    job = threading.Thread(target=lambda: results.append(stages.extract_stage(run)))
-    job.start()
-    wait_for_first_shard(tmp_path / "run" / "table", job.is_alive)
+    job = in_background(lambda: stages.extract_stage(run))
+    wait_for_first_shard(tmp_path / "run" / "table", lambda: not job.done())
     victims = [
         int(process.name)
         for process in Path("/proc").iterdir()
         if process.name.isdigit() and command_line(process).startswith(b"ray::ExtractActor")
     ]
     os.kill(victims[0], signal.SIGKILL)
-    job.join()
+    summary = job.result()
     num_shards = len(stages.need_plan(run, "train").shards)
-    assert (results[0]["shards_extracted"], results[0]["shards_failed"]) == (num_shards, 0)
+    assert (summary["shards_extracted"], summary["shards_failed"]) == (num_shards, 0)
     undisturbed = make_run({**tree, "table": {"path": str(tmp_path / "undisturbed")}}, tmp_path)
     stages.extract_stage(undisturbed)
     assert objects(run.table) == objects(undisturbed.table)
+
+
+def in_background(work: Callable[[], dict[str, Any]]) -> Future[dict[str, Any]]:
+    executor = ThreadPoolExecutor(max_workers=1)
+    future = executor.submit(work)
+    executor.shutdown(wait=False)
+    return future
 
 
 def command_line(process: Path) -> bytes:
@@ -268,18 +274,15 @@ def test_training_resumes_after_its_process_is_killed(
     )
     students.distill_stage(undisturbed)
     run = make_run(tree, tmp_path, *settings)
-    failures: list[Exception] = []
-    job = threading.Thread(target=lambda: students.distill_stage(run))
-    job.start()
+    job = in_background(lambda: students.distill_stage(run))
     deadline = time.monotonic() + 200
     while not list((tmp_path / "run/students/mvqkd/checkpoints").rglob("state.pt")):
-        assert job.is_alive() and time.monotonic() < deadline
+        assert not job.done() and time.monotonic() < deadline
         time.sleep(0.01)
     for process in Path("/proc").iterdir():
         if process.name.isdigit() and b"RayTrainWorker" in command_line(process):
             os.kill(int(process.name), signal.SIGKILL)
-    job.join()
-    assert not failures
+    job.result()
     weights = [
         (Path(r.student("mvqkd").base_path) / "student.safetensors").read_bytes() for r in (run, undisturbed)
     ]
