@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/demo
 
-.PHONY: setup demo test unit lint lock clean
+.PHONY: setup demo test unit coverage lint lock clean
 
 setup: $(VENV)/.ready
 
@@ -24,6 +24,13 @@ test: setup
 
 unit: setup
 	$(BIN)/python -m pytest -m "not integration and not shared"
+
+# Lines inside Ray workers do not count: the tests of the plain classes cover what they run.
+coverage: setup
+	$(BIN)/python -m pytest --cov --cov-report=
+	@for room in models storage workers pipeline; do \
+		$(BIN)/coverage report --include="$$room/*" --fail-under=85 || exit 1; \
+	done
 
 lint: setup
 	$(BIN)/ruff check .

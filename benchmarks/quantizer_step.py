@@ -4,7 +4,8 @@
 
 Prints seconds per training step in both phases (steps of the two alternate, medians), and frames per second
 and RRL of encoding with the default five iterations on the same codebooks: those of --checkpoint, or of a
-short fit of ours. On Gaussian frames, and on --embeddings (M, dim) where given.
+short fit of ours. On Gaussian frames, and on --embeddings (M, dim) where given. With --ours-only, and where
+multi_quantization is not installed, of ours alone.
 """
 
 import argparse
@@ -12,8 +13,8 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
-import multi_quantization
 import numpy as np
 import torch
 from torch import Tensor
@@ -32,20 +33,35 @@ def seconds(call: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def step_times(x: Tensor, codebooks: int, batch: int, steps: int, phase: int) -> tuple[float, float]:
-    """Median seconds per training step of (ours, peer); three steps are left out."""
+def find_peer() -> ModuleType | None:
+    """multi_quantization, or None where it is not installed."""
+    try:
+        import multi_quantization
+    except ModuleNotFoundError as error:
+        if error.name != "multi_quantization":
+            raise
+        return None
+    return multi_quantization
+
+
+def step_times(
+    x: Tensor, codebooks: int, batch: int, steps: int, phase: int, peer: ModuleType | None
+) -> list[float]:
+    """Median seconds per training step of ours, and of the peer's if there is one; three are left out."""
     first = 1_000_000 if phase == 1 else 1
     arguments = (x.shape[1], codebooks, x.device, first, 1_000_000)
-    trainers = (QuantizerTrainer(*arguments, seed=0), multi_quantization.QuantizerTrainer(*arguments))
+    trainers = [QuantizerTrainer(*arguments, seed=0)]
+    if peer is not None:
+        trainers.append(peer.QuantizerTrainer(*arguments))
     warm = 3  # the peer logs six losses in its first step; phase two begins after the second
-    times: tuple[list[float], list[float]] = ([], [])
+    times: list[list[float]] = [[] for _ in trainers]
     for step in range(warm + steps):
         rows = torch.randint(len(x), (batch,), device=x.device)
         for trainer, own in zip(trainers, times, strict=True):
             took = seconds(lambda trainer=trainer, rows=rows: trainer.step(x[rows]), x.device)
             if step >= warm:
                 own.append(took)
-    return statistics.median(times[0]), statistics.median(times[1])
+    return [statistics.median(own) for own in times]
 
 
 def short_fit(x: Tensor, codebooks: int) -> Quantizer:
@@ -57,33 +73,44 @@ def short_fit(x: Tensor, codebooks: int) -> Quantizer:
 
 
 @torch.no_grad()
-def encode_figures(x: Tensor, quantizer: Quantizer) -> list[tuple[str, float, float]]:
-    """(name, frames per second, RRL) of encode with five iterations on the same codebooks."""
-    peer = multi_quantization.Quantizer(quantizer.dim, quantizer.codebook_size, quantizer.num_codebooks)
-    peer.to(x.device).load_state_dict(quantizer.state_dict())
+def encode_figures(x: Tensor, quantizer: Quantizer, peer: ModuleType | None) -> list[tuple[float, float]]:
+    """(frames per second, RRL) of encode with five iterations on the same codebooks: ours, then the peer."""
+    encoders = [quantizer]
+    if peer is not None:
+        theirs = peer.Quantizer(quantizer.dim, quantizer.codebook_size, quantizer.num_codebooks)
+        theirs.to(x.device).load_state_dict(quantizer.state_dict())
+        encoders.append(theirs)
     figures = []
-    for name, encoder in (("ours", quantizer), ("peer", peer)):
+    for encoder in encoders:
         codes: list[Tensor] = []
         encoder.encode(x[:64])
         # Blocks keep the peer's gathered centers (65,536 bytes times dim for each frame) in memory.
         took = seconds(lambda e=encoder, c=codes: c.extend(e.encode(b, 5) for b in x.split(256)), x.device)
         x_hat = quantizer.decode(torch.cat(codes))
-        figures.append((name, len(x) / took, rrl(x, x_hat, quantizer.get_data_mean())))
+        figures.append((len(x) / took, rrl(x, x_hat, quantizer.get_data_mean())))
     return figures
 
 
-def report(title: str, x: Tensor, arguments: argparse.Namespace, quantizer: Quantizer | None) -> None:
+def report(
+    title: str,
+    x: Tensor,
+    arguments: argparse.Namespace,
+    quantizer: Quantizer | None,
+    peer: ModuleType | None,
+) -> None:
+    """Measure on frames (M, dim) and print."""
     print(f"\n{title}: {len(x)} frames of {x.shape[1]}")
     print(f"  {arguments.codebooks} codebooks of 256, batches of {arguments.batch}")
     for phase in (1, 2):
-        ours, peer = step_times(x, arguments.codebooks, arguments.batch, arguments.steps, phase)
-        print(
-            f"  training step, phase {phase}: ours {ours:.4f} s, peer {peer:.4f} s, ratio {peer / ours:.1f}"
-        )
+        ours_s, *rest = step_times(x, arguments.codebooks, arguments.batch, arguments.steps, phase, peer)
+        beside = "".join(f", peer {theirs_s:.4f} s, ratio {theirs_s / ours_s:.1f}" for theirs_s in rest)
+        print(f"  training step, phase {phase}: ours {ours_s:.4f} s{beside}")
     quantizer = quantizer or short_fit(x, arguments.codebooks)
-    (_, ours, ours_rrl), (_, peer, peer_rrl) = encode_figures(x[: arguments.frames], quantizer)
-    print(f"  encode: ours {ours:.0f} frames/s, peer {peer:.0f} frames/s, ratio {ours / peer:.1f}")
-    print(f"  RRL on the same codebooks: ours {ours_rrl:.4f}, peer {peer_rrl:.4f}", flush=True)
+    (ours, ours_rrl), *others = encode_figures(x[: arguments.frames], quantizer, peer)
+    beside = "".join(f", peer {theirs:.0f} frames/s, ratio {ours / theirs:.1f}" for theirs, _ in others)
+    print(f"  encode: ours {ours:.0f} frames/s{beside}")
+    beside = "".join(f", peer {theirs_rrl:.4f}" for _, theirs_rrl in others)
+    print(f"  RRL on the same codebooks: ours {ours_rrl:.4f}{beside}", flush=True)
 
 
 def main() -> None:
@@ -99,16 +126,24 @@ def main() -> None:
     parser.add_argument("--embeddings", type=Path, help=".npy file of (M, dim)")
     parser.add_argument("--checkpoint", type=Path, help="a peer's checkpoint for --embeddings")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--ours-only", action="store_true", help="leave multi_quantization out")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     print(f"torch {torch.__version__}, {arguments.device}, {torch.get_num_threads()} threads")
+    peer = None if arguments.ours_only else find_peer()
+    if peer is None and not arguments.ours_only:
+        print(
+            "multi_quantization is not installed, so only ours is measured; for the comparison, "
+            "pip install multi-quantization==0.1.1"
+        )
     gaussian = torch.randn(8192, arguments.dim, device=arguments.device)
-    report("Gaussian", gaussian, arguments, None)
+    report("Gaussian", gaussian, arguments, None, peer)
     if arguments.embeddings is not None:
         array = np.load(arguments.embeddings, allow_pickle=False).astype(np.float32)
         frames = torch.from_numpy(array)[torch.randperm(len(array))].to(arguments.device)
         known = load_reference_checkpoint(arguments.checkpoint) if arguments.checkpoint else None
-        report(str(arguments.embeddings), frames, arguments, known.to(arguments.device) if known else None)
+        known = known.to(arguments.device) if known else None
+        report(str(arguments.embeddings), frames, arguments, known, peer)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
 """Whisper's short windows against its exact 30-second windows: speed and deviation, layer by layer.
 
 python -m benchmarks.whisper_window --teacher FOLDER --audio FOLDER [--utterances 40] [--json]
+
+The audio is .flac and .wav files, read by soundfile, or .npy files of one waveform each (num_samples,) at the
+teacher's rate, for machines without soundfile.
 """
 
 import argparse
@@ -8,7 +11,7 @@ import json
 import time
 from pathlib import Path
 
-import soundfile
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,13 +19,33 @@ from models.teachers import Teacher, load_teacher
 
 
 def read_waveforms(folder: Path, count: int) -> list[Tensor]:
-    """``count`` utterances ``(num_samples,)`` spread over a folder of audio, longest first."""
-    files = sorted(file for file in folder.rglob("*") if file.suffix in (".flac", ".wav"))
+    """``count`` utterances ``(num_samples,)`` spread over a folder of audio, longest first.
+
+    Raises:
+        ValueError: there is no audio, or an array is no waveform.
+        ModuleNotFoundError: soundfile is needed and not installed.
+    """
+    files = sorted(file for file in folder.rglob("*") if file.suffix in (".flac", ".wav", ".npy"))
     if not files:
-        raise ValueError(f"no .flac or .wav files in {folder}: give a folder of audio")
+        raise ValueError(f"no .flac, .wav or .npy files in {folder}: give a folder of audio")
     step = max(1, len(files) // count)
-    waveforms = [torch.from_numpy(soundfile.read(file, dtype="float32")[0]) for file in files[::step][:count]]
-    return sorted(waveforms, key=len, reverse=True)
+    return sorted((read_waveform(file) for file in files[::step][:count]), key=len, reverse=True)
+
+
+def read_waveform(file: Path) -> Tensor:
+    """float32 ``(num_samples,)``; raises as `read_waveforms` does."""
+    if file.suffix == ".npy":
+        array = np.load(file, allow_pickle=False)
+        if array.ndim != 1 or array.dtype.kind != "f":
+            raise ValueError(f"{file} holds {array.dtype} {array.shape}: give floats of shape (num_samples,)")
+        return torch.from_numpy(array.astype(np.float32))
+    try:
+        import soundfile  # here, as it is not on every machine with a GPU
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{file} takes soundfile to read: pip install soundfile, or give .npy files of waveforms"
+        ) from error
+    return torch.from_numpy(soundfile.read(file, dtype="float32")[0])
 
 
 def encode_all(teacher: Teacher, waveforms: list[Tensor], batch_size: int) -> tuple[list[Tensor], float]:
@@ -47,6 +70,7 @@ def deviation(short: list[Tensor], exact: list[Tensor]) -> tuple[float, float]:
 
 
 def main() -> None:
+    """Parse, run, print."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -42,12 +42,25 @@ class StudentConfig:
     __pydantic_config__: ClassVar[dict[str, object]] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
-        for name in ("encoder_dim", "num_layers", "num_heads", "ffn_dim", "conv_kernel", "vocab_size"):
+        for name in (
+            "encoder_dim",
+            "num_layers",
+            "num_heads",
+            "ffn_dim",
+            "conv_kernel",
+            "predictor_dim",
+            "joiner_dim",
+            "vocab_size",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.encoder_dim % self.num_heads:
             raise ValueError(
                 f"encoder_dim {self.encoder_dim} is not a multiple of num_heads {self.num_heads}"
+            )
+        if self.predictor_dim % 4:
+            raise ValueError(
+                f"predictor_dim must be a multiple of 4, not {self.predictor_dim}: its convolution has groups of 4"
             )
         if self.conv_kernel % 2 == 0:
             raise ValueError(f"conv_kernel must be odd, not {self.conv_kernel}")

@@ -1,5 +1,6 @@
 """The workers as Ray actors: each builds its plain worker where it runs and hands the work to it."""
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,8 @@ from workers.fit import QuantizerFitter, load_quantizer
 from workers.sample import Sample
 from workers.shards import Shard
 from workers.teacher import TeacherConfig, choose_device, open_teacher
+
+NOTE_EVERY_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +44,21 @@ class FitActor:
     """Fits the quantizer; `board` is told how far it is."""
 
     def __init__(
-        self, spec: EmbedderSpec, *, location: Location, config: FitConfig, max_frames: int, board: Any
+        self,
+        spec: EmbedderSpec,
+        *,
+        location: Location,
+        config: FitConfig,
+        max_frames: int,
+        settings: dict[str, Any],
+        board: Any,
     ) -> None:
         self._fitter = QuantizerFitter(
             embedder=spec.build(),
             location=location,
             config=config,
             max_frames=max_frames,
+            settings=settings,
             device=choose_device(spec.teacher.device),
         )
         self._board = board
@@ -58,9 +69,19 @@ class FitActor:
 
 
 class ExtractActor:
-    """Extracts shards."""
+    """Extracts shards; `board` is told how far each is."""
 
-    def __init__(self, spec: EmbedderSpec, *, quantizer: Location, table: IndexTable, plan: Location) -> None:
+    def __init__(
+        self,
+        spec: EmbedderSpec,
+        *,
+        quantizer: Location,
+        table: IndexTable,
+        plan: Location,
+        max_unreadable: float,
+        max_attempts: int,
+        board: Any,
+    ) -> None:
         embedder = spec.build()
         loaded, _ = load_quantizer(quantizer)
         fingerprint = embedder.teacher.info.fingerprint
@@ -74,11 +95,21 @@ class ExtractActor:
             quantizer=loaded.to(choose_device(spec.teacher.device)),
             table=table,
             plan=plan,
+            max_unreadable=max_unreadable,
         )
+        self._board, self._key = board, ray.get_runtime_context().get_actor_id()
+        self._next_note = 0.0
+        self._max_attempts = max_attempts
 
     def run(self, shard: Shard, *, attempt: int) -> ShardReport:
         """Extract one shard; see `Extractor.run`."""
-        return self._extractor.run(shard)
+
+        def note(hours: float) -> None:
+            if time.monotonic() >= self._next_note:
+                self._next_note = time.monotonic() + NOTE_EVERY_S
+                self._board.put.remote(self._key, {"position": shard.position, "hours": hours})
+
+        return self._extractor.run(shard, last_attempt=attempt >= self._max_attempts, progress=note)
 
 
 def remote(worker: type, *, cpus: float, gpus: float, **options: Any) -> Any:

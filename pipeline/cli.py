@@ -18,7 +18,8 @@ app = typer.Typer(
         "Distil a large speech teacher into a small recognizer through codebook indexes (MVQ-KD).\n\n"
         "One run file describes a run; configs/ holds examples. The stages are plan (cut the corpus into shards), "
         "fit (train the quantizer on a sample), extract (write the index table), distill (train a student), decode "
-        "(recognize the test part); `run` does them all. Every stage can be repeated: what is done is not done again."
+        "(recognize the test part); `run` does them all. Every stage can be repeated: what is fitted, "
+        "extracted or trained is not done again."
     ),
 )
 
@@ -95,20 +96,30 @@ def run(run_file: RunFile, set_: Overrides = None, as_json: AsJson = False) -> N
 @app.command()
 def inspect(
     table: Annotated[str, typer.Argument(help="Folder or s3:// url of an index table.", show_default=False)],
-    endpoint_url: Annotated[str | None, typer.Option(help="Of an S3 server other than AWS.")] = None,
+    set_: Overrides = None,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="First read every shard whole and check it; damaged ones are named."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Contract, rows, hours, bytes, reconstruction loss and code usage of an index table."""
+    from pipeline.config import load_storage_config
     from storage.filesystem import open_location
     from storage.inspect import inspect_table
+    from storage.table import IndexTable
 
-    options = {"endpoint_url": endpoint_url} if endpoint_url else {}
-    _finish(lambda: inspect_table(open_location(table, options=options)).to_dict(), as_json)
+    def look() -> dict[str, Any]:
+        location = open_location(table, options=load_storage_config(table, set_ or []).options)
+        if verify:
+            IndexTable.open(location).verify()
+        return inspect_table(location).to_dict()
+
+    _finish(look, as_json)
 
 
 def main() -> None:
     """Entry point: errors of the user's making are one message on standard error and exit code 2."""
-    # Nothing is downloaded behind the user's back; a teacher on the hub needs HF_HUB_OFFLINE=0.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     app()
 
@@ -150,7 +161,9 @@ def _finish(
 
 def _print_result(result: dict[str, Any], prefix: str = "") -> None:
     for key, value in result.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and len(value) > 24:
+            print(f"{prefix}{key}: {len(value)} values, see --json")
+        elif isinstance(value, dict):
             _print_result(value, f"{prefix}{key}.")
         elif isinstance(value, list) and len(value) > 8:
             print(f"{prefix}{key}: {len(value)} values, see --json")

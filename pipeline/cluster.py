@@ -4,10 +4,15 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipeline.board import ProgressBoard
 from pipeline.config import ClusterConfig
+from pipeline.progress import say
 
 LOCAL_STARTS = 3
 ANSWER_TIMEOUT_S = 10.0
@@ -85,3 +90,40 @@ def resources() -> tuple[int, int]:
     """CPUs and GPUs of the cluster at this moment."""
     total = ray.cluster_resources()
     return int(total.get("CPU", 1)), int(total.get("GPU", 0))
+
+
+def largest_node_cpus() -> int:
+    """CPUs of the node that has most: what one worker can ask for."""
+    return max((int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]), default=1)
+
+
+def check_fits(config: ClusterConfig, what: str, *, cpus: float, gpus: float) -> None:
+    """Ray lets a worker that fits nowhere wait without a word.
+
+    Raises:
+        ValueError: no node of a local Ray is large enough for one worker.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
+        return
+    have = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in nodes)
+    problem = f"{what}: a worker wants {cpus:g} CPUs and {gpus:g} GPUs, the nodes of the cluster have {have}"
+    if config.address == "local":
+        raise ValueError(f"{problem}; ask for less")
+    # An autoscaler may bring one.
+    say(f"{problem}; waiting for one that is large enough")
+
+
+def start_board() -> Any:
+    """A `ProgressBoard` on this node, so that it lives as long as the driver does."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0)(ProgressBoard).options(scheduling_strategy=here).remote()
+
+
+def read_board(board: Any) -> dict[str, dict[str, Any]]:
+    """The notes on a board; none when it is gone, since no work depends on it."""
+    try:
+        notes: dict[str, dict[str, Any]] = ray.get(board.get.remote())
+    except RayActorError:
+        return {}
+    return notes

@@ -55,6 +55,7 @@ class ExtractConfig(Section):
     cpus_per_actor: PositiveFloat = 1.0
     max_attempts: PositiveInt = 3
     shard_timeout_s: PositiveFloat | None = None
+    max_unreadable: Annotated[float, Field(ge=0, le=1)] = 0.2
 
 
 class TableConfig(Section):
@@ -103,6 +104,10 @@ class RunConfig(Section, strict=False):
                 f"distill.student_layer {self.distill.student_layer} is beyond the last layer of the student "
                 f"(student.num_layers {self.student.num_layers})"
             )
+        if self.teacher.dtype == "float16" and self.teacher.device == "cpu":
+            raise ValueError(
+                "teacher.dtype float16 needs CUDA: use bfloat16 or float32, or another teacher.device"
+            )
         longest = self.corpus.max_duration_s
         for key, seconds in (
             ("extract", self.extract.batch_seconds),
@@ -136,8 +141,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such run file; configs/ holds examples") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); name a run file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML in UTF-8: {error}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: a run file is a mapping of sections, see configs/demo.yaml")
     for override in overrides:
@@ -145,8 +152,31 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
-        problems = "\n".join(f"  {_explain(problem)}" for problem in error.errors())
-        raise ConfigError(f"{path}: the run configuration is wrong:\n{problems}") from error
+        raise _wrong(f"{path}: the run configuration is wrong", error) from error
+
+
+def load_storage_config(root: str, overrides: Sequence[str] = ()) -> StorageConfig:
+    """The storage section for a place named on the command line.
+
+    Raises:
+        ConfigError: an override is of another section, or wrong.
+    """
+    tree: dict[str, Any] = {"storage": {"root": root}}
+    for override in overrides:
+        _apply_override(tree, override)
+    try:
+        return _StorageOnly.model_validate(tree).storage
+    except ValidationError as error:
+        raise _wrong("only storage.endpoint_url and storage.region can be set here", error) from error
+
+
+class _StorageOnly(Section):
+    storage: StorageConfig
+
+
+def _wrong(what: str, error: ValidationError) -> ConfigError:
+    problems = "\n".join(f"  {_explain(problem)}" for problem in error.errors())
+    return ConfigError(f"{what}:\n{problems}")
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:

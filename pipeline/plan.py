@@ -6,7 +6,7 @@ A plan is a folder: one object of cuts for each shard, `refused.jsonl` with the 
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 
 from lhotse import MonoCut
@@ -29,11 +29,6 @@ class Plan:
     num_refused: int
     settings: dict[str, object]
 
-    def refused(self) -> Iterator[Refused]:
-        """The utterances that were left out, with reasons."""
-        for line in self.location.read_bytes("refused.jsonl").decode().split("\n")[:-1]:
-            yield Refused(**json.loads(line))
-
 
 def make_plan(
     cuts: Iterable[MonoCut | Refused],
@@ -41,40 +36,48 @@ def make_plan(
     *,
     shard_hours: float,
     settings: dict[str, object],
+    reuse: bool = True,
     progress: Callable[[int, float], None] | None = None,
 ) -> Plan:
-    """Plan a corpus in one pass and in the memory of one shard.
+    """Plan a corpus in one pass and in the memory of one shard and of the lines about refused utterances.
 
     Args:
         cuts: from `Corpus.cuts`.
         location: the plan's folder.
         shard_hours: a shard is closed before it would exceed this.
-        settings: what the corpus was read with; an existing plan of the same settings is returned as it is.
+        settings: what the corpus was read with.
+        reuse: return an existing plan of the same settings as it is; otherwise the corpus is read again, and
+            an unchanged one gives the same plan, byte for byte.
         progress: called with cuts and hours so far after each shard.
 
     Raises:
         ValueError: cut ids repeat inside a shard, or no cut is usable.
     """
     settings = {**settings, "shard_hours": shard_hours}
-    existing = read_plan(location)
+    existing = read_plan(location) if reuse else None
     if existing is not None and existing.settings == settings:
         return existing
     shards: list[Shard] = []
-    refused: list[Refused] = []
+    refused_lines, first_reasons, num_refused = bytearray(), [], 0
     waiting: list[MonoCut] = []
     waiting_s = 0.0
 
     def close() -> None:
         repeated, count = Counter(cut.id for cut in waiting).most_common(1)[0]
         if count > 1:
-            raise ValueError(f"cut id {repeated!r} occurs {count} times in the corpus; ids must be unique")
+            raise ValueError(
+                f"cut id {repeated!r} occurs {count} times in shard {len(shards)}; ids must be unique"
+            )
         shards.append(write_shard_cuts(location, len(shards), waiting))
         if progress:
             progress(sum(s.num_cuts for s in shards), sum(s.hours for s in shards))
 
     for cut in cuts:
         if isinstance(cut, Refused):
-            refused.append(cut)
+            refused_lines += (json.dumps(asdict(cut), ensure_ascii=False) + "\n").encode()
+            num_refused += 1
+            if num_refused <= 3:
+                first_reasons.append(f"{cut.cut_id} {cut.reason}")
             continue
         if waiting and waiting_s + cut.duration > shard_hours * 3600:
             close()
@@ -84,19 +87,18 @@ def make_plan(
     if waiting:
         close()
     if not shards:
-        reasons = "; ".join(f"{r.cut_id} {r.reason}" for r in refused[:3])
-        raise ValueError(f"no utterance of the corpus can be used: {len(refused)} refused: {reasons}")
-    lines = "".join(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in refused)
-    location.replace("refused.jsonl", lines.encode())
+        reasons = "; ".join(first_reasons)
+        raise ValueError(f"no utterance of the corpus can be used: {num_refused} refused: {reasons}")
+    location.replace("refused.jsonl", bytes(refused_lines))
     plan = Plan(
         location=location,
         shards=tuple(shards),
         num_cuts=sum(s.num_cuts for s in shards),
         hours=sum(s.hours for s in shards),
-        num_refused=len(refused),
+        num_refused=num_refused,
         settings=settings,
     )
-    content = {"settings": settings, "num_refused": len(refused), "shards": [s.to_dict() for s in shards]}
+    content = {"settings": settings, "num_refused": num_refused, "shards": [s.to_dict() for s in shards]}
     write_json(location, "plan.json", content)
     return plan
 

@@ -17,7 +17,7 @@ def draw_plots(run: Run) -> None:
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     fit_axes, transducer_axes, codebook_axes = figure.subplots(1, 3)
     fit_axes.plot([p["step"] for p in history], [p["valid_rrl"] for p in history], marker=".")
-    fit_axes.set(title="Quantizer", xlabel="step", ylabel="RRL on held-out speakers")
+    fit_axes.set(title="Quantizer", xlabel="step", ylabel="RRL on held-out frames")
     for name, student in students.items():
         points = student.get("curve", [])
         _curve(transducer_axes, points, "transducer_loss", name)

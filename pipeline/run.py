@@ -48,7 +48,7 @@ class Run:
         assert isinstance(report, dict)
         return report
 
-    def add_to_report(self, section: str, content: dict[str, Any]) -> None:
+    def add_to_report(self, section: str, content: Any) -> None:
         """Put one stage's figures into `report.json`, over those of an earlier time."""
         write_json(self.root, REPORT, {**self.read_report(), section: content})
 

@@ -2,17 +2,16 @@
 
 import math
 import time
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, Literal
-
-import ray
 
 from models.quantizer import FitConfig
 from pipeline.actors import EmbedderSpec, ExtractActor, FitActor, remote
-from pipeline.board import ProgressBoard
-from pipeline.cluster import cluster, resources
+from pipeline.cluster import check_fits, cluster, largest_node_cpus, read_board, resources, start_board
 from pipeline.dispatch import dispatch
-from pipeline.plan import Plan, make_plan, read_plan
-from pipeline.progress import bar, say
+from pipeline.plan import Plan, make_plan
+from pipeline.progress import Bar, bar, say
 from pipeline.run import SAMPLE_RATE_HZ, Run
 from storage.contract import TableContract
 from storage.errors import ArtifactError
@@ -21,6 +20,7 @@ from storage.inspect import inspect_table
 from storage.table import IndexTable
 from workers.corpus import Corpus, CorpusError
 from workers.extract import ShardReport
+from workers.fit import ARTIFACT as QUANTIZER
 from workers.fit import load_quantizer
 from workers.sample import draw_sample
 
@@ -31,17 +31,19 @@ class StageError(RuntimeError):
     """A stage cannot do its work; the message says what is missing and which command makes it."""
 
 
-def plan_part(run: Run, part: Literal["train", "test"]) -> Plan:
-    """Plan one part of the corpus, or return the plan that is there."""
+def plan_part(run: Run, part: Literal["train", "test"], *, reuse: bool) -> Plan:
+    """Plan one part of the corpus, or return the plan that is there if `reuse`."""
     config = run.config
     corpus = Corpus(config.corpus, sample_rate_hz=SAMPLE_RATE_HZ, options=config.storage.options)
-    settings: dict[str, object] = {"corpus": config.corpus.model_dump(), "part": part}
+    other = "test" if part == "train" else "train"
+    settings: dict[str, object] = {"corpus": config.corpus.model_dump(exclude={other}), "part": part}
     with bar(f"plan {part}", total=math.inf, unit="cuts") as progress:
         plan = make_plan(
             corpus.cuts(part),
             run.plan(part),
             shard_hours=config.extract.shard_hours,
             settings=settings,
+            reuse=reuse,
             progress=lambda cuts, hours: progress.update(cuts, hours=hours),
         )
     if plan.num_refused:
@@ -52,8 +54,8 @@ def plan_part(run: Run, part: Literal["train", "test"]) -> Plan:
 
 
 def plan_stage(run: Run) -> dict[str, Any]:
-    """Plan the train and the test part; returns what extraction will cost."""
-    plan = plan_part(run, "train")
+    """Plan the train and the test part from the corpus as it is now; returns what extraction will cost."""
+    plan = plan_part(run, "train", reuse=False)
     summary = {
         "train_cuts": plan.num_cuts,
         "train_hours": plan.hours,
@@ -63,7 +65,7 @@ def plan_stage(run: Run) -> dict[str, Any]:
         "index_bytes": round(plan.hours * 3600 * TEACHER_FRAME_RATE_HZ * run.config.quantizer.num_codebooks),
     }
     if run.config.corpus.test is not None:
-        test = plan_part(run, "test")
+        test = plan_part(run, "test", reuse=False)
         summary |= {"test_cuts": test.num_cuts, "test_hours": test.hours, "test_refused": test.num_refused}
     run.add_to_report("plan", summary)
     return summary
@@ -73,30 +75,34 @@ def need_plan(run: Run, part: Literal["train", "test"]) -> Plan:
     """The plan of a part, made by an earlier stage or now."""
     if part == "test" and run.config.corpus.test is None:
         raise CorpusError("corpus.test is not set in the run file, so there is nothing to decode")
-    return plan_part(run, part)
+    return plan_part(run, part, reuse=True)
 
 
 def fit_stage(run: Run) -> dict[str, Any]:
     """Fit the quantizer, or return the figures of the one that is there."""
     config = run.config.quantizer
     plan = need_plan(run, "train")
+    # What makes the quantizer. Which checkpoint it is of, its fingerprint says when the teacher is loaded.
     settings = {
-        "teacher": run.config.teacher.model_dump(),
+        "teacher": run.config.teacher.model_dump(include={"layer", "dtype", "whisper_window", "normalize"}),
         "quantizer": config.model_dump(),
-        "plan": plan.settings,
+        "corpus": run.config.corpus.model_dump(include={"format", "root", "train"}),
     }
-    try:
+    if run.quantizer.exists(f"{QUANTIZER}.json"):
         metadata = load_quantizer(run.quantizer)[1]
-    except ArtifactError:
-        metadata = None
-    stored = run.read_report().get("fit", {})
-    if metadata is not None:
-        if stored.get("settings") not in (None, settings):
-            raise StageError(
-                f"{run.quantizer.url}: this quantizer was fitted with other settings of teacher, quantizer or corpus; "
-                "use another storage.root, or delete the quantizer and the table"
+        for section in ("teacher", "quantizer"):
+            if metadata["settings"][section] != settings[section]:
+                raise StageError(
+                    f"{run.quantizer.url}: this quantizer was fitted with other settings of {section}: "
+                    f"{_differences(metadata['settings'][section], settings[section])}; set them back, or use another "
+                    "storage.root"
+                )
+        if metadata["settings"]["corpus"] != settings["corpus"]:
+            say(
+                f"the quantizer in {run.quantizer.url} was fitted on another corpus "
+                f"({_differences(metadata['settings']['corpus'], settings['corpus'])}) and is used as it is"
             )
-        return _add_fit(run, metadata, settings)
+        return _add_fit(run, metadata)
     sample = draw_sample(
         run.plan("train"),
         plan.shards,
@@ -117,33 +123,46 @@ def fit_stage(run: Run) -> dict[str, Any]:
         state_every=max(1, (config.phase_one_steps + config.phase_two_steps) // 20),
     )
     with cluster(run.config.cluster):
-        cpus, gpus = resources()
-        board = ray.remote(num_cpus=0)(ProgressBoard).remote()
-        threads = min(cpus, 8)
-        actor = remote(FitActor, cpus=threads, gpus=_gpus_per_actor(run, gpus))
-        spec = _embedder_spec(run, compute_threads=threads)
+        _, gpus = resources()
+        board = start_board()
+        threads, gpus_each = min(largest_node_cpus(), 8), _gpus_per_actor(run, gpus)
+        check_fits(run.config.cluster, "extract.gpus_per_actor", cpus=threads, gpus=gpus_each)
+        actor = remote(FitActor, cpus=threads, gpus=gpus_each)
+        spec = _embedder_spec(run, compute_threads=threads, gpus=gpus_each)
         arguments = {
             "location": run.quantizer,
             "config": fit_config,
             "max_frames": config.max_frames,
+            "settings": settings,
             "board": board,
         }
-        with bar("fit", total=1.0, unit="") as progress:
+        with ExitStack() as bars:
+            shown: dict[str, Bar] = {}
 
             def show(_: list[Any]) -> None:
-                note = ray.get(board.get.remote()).get("fit")
-                if note is not None:
-                    figures = {key: value for key, value in note.items() if key not in ("done", "total")}
-                    progress.update(note["done"] / note["total"], **figures)
+                note = read_board(board).get("fit")
+                if note is None:
+                    return
+                stage, done, total = note.pop("stage"), note.pop("done"), note.pop("total")
+                if stage not in shown:
+                    bars.close()
+                    unit = "utterances" if stage == "embed" else "steps"
+                    shown[stage] = bars.enter_context(bar(f"fit: {stage}", total=total, unit=unit))
+                shown[stage].update(done, **note)
 
             outcomes = dispatch([sample], lambda: actor.remote(spec, **arguments), pool=1, on_poll=show)
             outcome = next(iter(outcomes))
     if outcome.failed:
         raise StageError(f"the quantizer could not be fitted: {outcome.errors[-1]}")
-    return _add_fit(run, outcome.result, settings)
+    return _add_fit(run, outcome.result)
 
 
-def _add_fit(run: Run, metadata: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+def _differences(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
+    keys = [key for key in {**stored, **wanted} if stored.get(key) != wanted.get(key)]
+    return ", ".join(f"{key} {stored.get(key)!r}, now {wanted.get(key)!r}" for key in keys)
+
+
+def _add_fit(run: Run, metadata: dict[str, Any]) -> dict[str, Any]:
     names = (
         "id",
         "dim",
@@ -156,8 +175,14 @@ def _add_fit(run: Run, metadata: dict[str, Any], settings: dict[str, Any]) -> di
     )
     summary = {name: metadata[name] for name in names}
     data = metadata["training_data"]
-    summary |= {"train_frames": data["frames"], "valid_frames": data["valid_frames"]}
-    run.add_to_report("fit", {**summary, "teacher": metadata["teacher"], "settings": settings})
+    bits = summary["usage_entropy_bits"]
+    summary |= {
+        "bits_used_per_code": sum(bits) / len(bits),
+        "train_frames": data["frames"],
+        "valid_frames": data["valid_frames"],
+        "held_out": data["held_out"],
+    }
+    run.add_to_report("fit", {**summary, "teacher": metadata["teacher"], "settings": metadata["settings"]})
     return summary
 
 
@@ -187,8 +212,10 @@ def extract_stage(run: Run) -> dict[str, Any]:
     plan = need_plan(run, "train")
     contract = contract_of(run)
     table = IndexTable.create(run.table, contract)
+    planned = {shard.name(contract.digest()): shard for shard in plan.shards}
     committed = table.committed()
-    todo = [shard for shard in plan.shards if shard.name(contract.digest()) not in committed]
+    _refuse_foreign(table, sorted(committed - set(planned)))
+    todo = [shard for name, shard in planned.items() if name not in committed]
     reports: list[ShardReport] = []
     num_failed = 0
     began = time.monotonic()
@@ -198,36 +225,66 @@ def extract_stage(run: Run) -> dict[str, Any]:
             gpus_each = _gpus_per_actor(run, gpus)
             auto = gpus / gpus_each if gpus_each else cpus / config.cpus_per_actor
             pool = max(1, int(auto)) if config.actors == "auto" else config.actors
+            check_fits(
+                run.config.cluster,
+                "extract.cpus_per_actor, extract.gpus_per_actor",
+                cpus=config.cpus_per_actor,
+                gpus=gpus_each,
+            )
             actor = remote(ExtractActor, cpus=config.cpus_per_actor, gpus=gpus_each)
-            spec = _embedder_spec(run, compute_threads=max(1, int(config.cpus_per_actor)))
-            total_hours = sum(shard.hours for shard in todo)
+            spec = _embedder_spec(run, compute_threads=max(1, int(config.cpus_per_actor)), gpus=gpus_each)
+            board = start_board()
+            arguments = {
+                "quantizer": run.quantizer,
+                "table": table,
+                "plan": run.plan("train"),
+                "max_unreadable": config.max_unreadable,
+                "max_attempts": config.max_attempts,
+                "board": board,
+            }
             began = time.monotonic()
-            with bar("extract", total=len(todo), unit="shards") as progress:
-                progress.update(0, hours=0.0)
-                for done, outcome in enumerate(
-                    dispatch(
-                        todo,
-                        lambda: actor.remote(
-                            spec, quantizer=run.quantizer, table=table, plan=run.plan("train")
-                        ),
-                        pool=min(pool, len(todo)),
-                        max_attempts=config.max_attempts,
-                        timeout_s=config.shard_timeout_s,
-                    ),
-                    start=1,
+            with bar("extract", total=sum(shard.hours for shard in todo), unit="h") as progress:
+                ended: dict[int, float] = {}  # hours of the shards that are through, by position
+
+                def show(_: list[Any]) -> None:
+                    begun = {note["position"]: note["hours"] for note in read_board(board).values()}
+                    hours = sum((begun | ended).values())
+                    progress.update(
+                        hours,
+                        shards=f"{len(ended)}/{len(todo)}",
+                        times_real_time=hours * 3600 / (time.monotonic() - began),
+                        left_out=sum(report.num_left_out for report in reports),
+                    )
+
+                for outcome in dispatch(
+                    todo,
+                    lambda: actor.remote(spec, **arguments),
+                    pool=min(pool, len(todo)),
+                    max_attempts=config.max_attempts,
+                    timeout_s=config.shard_timeout_s,
+                    on_poll=show,
                 ):
-                    if outcome.failed:
+                    ended[outcome.item.position] = outcome.item.hours
+                    if not outcome.failed:
+                        reports.append(outcome.result)
+                    elif not table.is_committed(outcome.item.name(contract.digest())):
                         num_failed += 1
                         _record_failed_shard(table, outcome.item.name(contract.digest()), outcome)
-                    else:
-                        reports.append(outcome.result)
-                    hours = sum(report.hours for report in reports)
-                    speed = hours * 3600 / (time.monotonic() - began)
-                    progress.update(done, hours=f"{hours:.2f}/{total_hours:.2f}", times_real_time=speed)
+                    show([])
     seconds = time.monotonic() - began
     summary = _extract_summary(run, reports, seconds=seconds, num_failed=num_failed, skipped=len(committed))
     run.add_to_report("extract", summary)
     return summary
+
+
+def _refuse_foreign(table: IndexTable, names: list[str]) -> None:
+    """Shards that the plan does not know hold utterances that other shards hold too."""
+    if names:
+        raise StageError(
+            f"{table.location.url}: {len(names)} shards are not of this plan, such as "
+            f"{table.shard_path(names[0])}: the corpus or extract.shard_hours changed since; delete these "
+            f"{len(names)} files, or choose another table.path"
+        )
 
 
 def _record_failed_shard(table: IndexTable, name: str, outcome: Any) -> None:
@@ -256,6 +313,10 @@ def _extract_summary(
         speed = run.read_report().get("extract", {}).get("speed", {})
     dim = load_quantizer(run.quantizer)[1]["dim"]
     failures = read_failures(run.table)
+    table = inspect_table(run.table, embedding_dim=dim).to_dict()
+    if table["bytes_per_hour"]:
+        for dtype in ("float32", "float16"):
+            table[f"{dtype}_times_as_much"] = table[f"{dtype}_bytes_per_hour"] / table["bytes_per_hour"]
     return {
         "table_url": run.table.url,
         "shards_extracted": len(reports),
@@ -263,13 +324,20 @@ def _extract_summary(
         "shards_failed": num_failed,
         "utterances_left_out": sum(failure.cut_id is not None for failure in failures),
         "speed": speed,
-        "table": inspect_table(run.table, embedding_dim=dim).to_dict(),
+        "table": table,
     }
 
 
-def _embedder_spec(run: Run, *, compute_threads: int) -> EmbedderSpec:
+def _embedder_spec(run: Run, *, compute_threads: int, gpus: float) -> EmbedderSpec:
+    teacher = run.config.teacher
+    if teacher.device == "auto" and not gpus:
+        # Ray does not hide a node's GPUs from a worker that asked for none.
+        teacher = teacher.model_copy(update={"device": "cpu"})
+    if Path(teacher.path).is_dir():
+        # Workers have another working directory, where a relative path would be taken for a name on the hub.
+        teacher = teacher.model_copy(update={"path": str(Path(teacher.path).resolve())})
     return EmbedderSpec(
-        teacher=run.config.teacher,
+        teacher=teacher,
         batch_seconds=run.config.extract.batch_seconds,
         decode_threads=run.config.extract.decode_threads,
         compute_threads=compute_threads,
@@ -282,6 +350,3 @@ def _gpus_per_actor(run: Run, gpus: int) -> float:
     if wanted == "auto":
         return 1.0 if gpus else 0.0
     return wanted
-
-
-__all__ = ["StageError", "contract_of", "extract_stage", "fit_stage", "need_plan", "plan_stage", "read_plan"]

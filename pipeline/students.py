@@ -2,34 +2,36 @@
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import ray
 import torch
 from ray.train import TrainingFailedError
 
 from models.student import ConformerTransducer, StudentConfig
-from models.units import Units, load_units
-from pipeline.board import ProgressBoard
-from pipeline.cluster import cluster, resources
-from pipeline.progress import bar, say
+from models.units import Units, load_units, train_units
+from pipeline.cluster import cluster, read_board, resources, start_board
+from pipeline.progress import Bar, bar, say
 from pipeline.run import SAMPLE_RATE_HZ, Run, digest
 from pipeline.stages import StageError, need_plan
 from pipeline.train_job import STUDENT, TrainJob
 from storage.artifacts import load_artifact, read_json, write_json
-from storage.errors import ArtifactError, ObjectMissingError, TableError
+from storage.errors import ArtifactError, ObjectMissingError, StorageError, TableError
 from storage.filesystem import Location
 from storage.table import IndexTable
 from workers.audio import AudioError, AudioLoader
+from workers.distill.data import scan_table
 from workers.distill.scoring import Recognized, Recognizer, score
 from workers.distill.settings import DistillConfig
 from workers.shards import read_shard_cuts
 from workers.teacher import choose_device
 
+# Settings that the student without codes does not have.
+_OF_CODES_ONLY = {"loss_scale", "student_layer"}
 # Settings that change how fast a training runs, but not what comes out.
 _SPEED_ONLY = {
     "baseline",
@@ -65,28 +67,27 @@ def distill_stage(run: Run, name: str | None = None) -> dict[str, Any]:
     if not table.committed():
         raise StageError(f"{run.table.url}: the table has no shards yet; `mvqkd extract` makes them")
     out = run.student(name)
-    key = digest(
-        {
-            "student": asdict(run.config.student),
-            "distill": settings.model_dump(exclude=_SPEED_ONLY),
-            "contract": table.contract.digest(),
-            "shards": sorted(table.committed()),
-        }
-    )
-    existing = _read_metadata(out)
-    if existing is None or existing["digest"] != key:
+    same_for_both = {
+        "student": asdict(run.config.student),
+        "distill": settings.model_dump(exclude=_SPEED_ONLY | _OF_CODES_ONLY),
+        "contract": table.contract.digest(),
+        "shards": sorted(table.committed()),
+    }
+    key = digest({**same_for_both, "of_codes": settings.model_dump(include=_OF_CODES_ONLY)})
+    loaded = _load(out)
+    if loaded is None or loaded[1]["digest"] != key:
         _train(run, name, settings, table, out, key)
-        existing = _read_metadata(out)
-        assert existing is not None
+        loaded = load_artifact(out, STUDENT)
+    arrays, existing = loaded
     if existing["left_out"]:
         say(
             f"{name}: {len(existing['left_out'])} utterances could not be trained on, "
             f"see {out.full_url('student.json')}"
         )
-    arrays, _ = load_artifact(out, STUDENT)
     summary = {
         "name": name,
         "digest": key,
+        "pair": digest(same_for_both),
         "url": out.url,
         "parameters": int(sum(array.size for array in arrays.values() if array.dtype == np.float32)),
         "steps": existing["steps"],
@@ -94,19 +95,28 @@ def distill_stage(run: Run, name: str | None = None) -> dict[str, Any]:
         "loss_scale": settings.loss_scale,
         "left_out": len(existing["left_out"]),
     }
-    _add_to_report(run, name, {**summary, "curve": read_json(out, "curve.json")["points"]})
+    _add_to_report(run, name, {**summary, "curve": _read_curve(out, key)})
     return summary
 
 
 def _train(run: Run, name: str, settings: DistillConfig, table: IndexTable, out: Location, key: str) -> None:
-    # Reads every footer: a damaged or foreign file shows here, before any worker is asked for.
-    table.dataset()
+    # Once, here: the workers need not, and a damaged or foreign file shows before any of them is asked for.
+    durations, texts = scan_table(table)
+    units = train_units(run.config.student.units, texts, vocab_size=run.config.student.vocab_size)
     with cluster(run.config.cluster):
         cpus, gpus = resources()
-        board = ray.remote(num_cpus=0)(ProgressBoard).remote()
+        use_gpu = bool(gpus) and settings.gpus_per_worker != 0
+        if run.config.cluster.address == "local" and settings.workers > (gpus if use_gpu else cpus):
+            raise StageError(
+                f"distill.workers {settings.workers}: this machine has {cpus} CPUs and {gpus} GPUs for them; "
+                "ask for less"
+            )
+        board = start_board()
         job = TrainJob(
             digest=key,
             table=table,
+            durations=durations,
+            units=(units.kind, units.data),
             student=run.config.student,
             distill=settings,
             options=run.config.storage.options,
@@ -116,7 +126,7 @@ def _train(run: Run, name: str, settings: DistillConfig, table: IndexTable, out:
         )
         with _shown(board, name, out, key):
             try:
-                job.run(use_gpu=bool(gpus) and settings.gpus_per_worker != 0)
+                job.run(use_gpu=use_gpu)
             except TrainingFailedError as error:
                 raise StageError(f"the training of {name} failed: {_root_cause(error)}") from error
 
@@ -127,20 +137,26 @@ def _shown(board: Any, name: str, out: Location, key: str) -> Iterator[None]:
     stop = threading.Event()
     curve = _read_curve(out, key)
 
-    def watch(show: Any) -> None:
-        while True:
-            ended = stop.wait(1.0)
-            note = ray.get(board.get.remote()).get("train")
-            if note is not None:
-                if not curve or note["step"] > curve[-1]["step"]:
-                    curve.append(note)
-                    write_json(out, "curve.json", {"digest": key, "points": curve})
-                figures = {"epoch": note["epoch"], "transducer": note["transducer_loss"]}
-                if note["codebook_loss"] is not None:
-                    figures["codebook"] = note["codebook_loss"]
-                show.update(note["step"], total=note["total_steps"], **figures)
-            if ended:
-                return
+    def look(show: Bar) -> None:
+        note = read_board(board).get("train")
+        if note is None:
+            return
+        if not curve or note["step"] > curve[-1]["step"]:
+            curve.append(note)
+            write_json(out, "curve.json", {"digest": key, "points": curve})
+        figures = {"epoch": note["epoch"], "transducer": note["transducer_loss"]}
+        if note["codebook_loss"] is not None:
+            figures["codebook"] = note["codebook_loss"]
+        show.update(
+            note["step"], total=note["total_steps"], **figures, utterances_per_s=note["utterances_per_s"]
+        )
+
+    def watch(show: Bar) -> None:
+        while not stop.wait(1.0):
+            try:
+                look(show)
+            except StorageError as error:
+                say(f"the curve is not written for now: {error}")
 
     with bar(f"train {name}", total=float("inf"), unit="steps") as progress:
         watcher = threading.Thread(target=watch, args=(progress,), daemon=True)
@@ -150,6 +166,7 @@ def _shown(board: Any, name: str, out: Location, key: str) -> Iterator[None]:
         finally:
             stop.set()
             watcher.join()
+        look(progress)
 
 
 def _read_curve(out: Location, key: str) -> list[dict[str, Any]]:
@@ -161,13 +178,15 @@ def _read_curve(out: Location, key: str) -> list[dict[str, Any]]:
     return content["points"] if content["digest"] == key else []
 
 
-def _read_metadata(out: Location) -> dict[str, Any] | None:
-    try:
-        metadata = read_json(out, f"{STUDENT}.json")
-    except ObjectMissingError:
+def _load(out: Location) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+    """The student in a folder; None when there is none, or one that cannot be used and has to be trained again."""
+    if not out.exists(f"{STUDENT}.json"):
         return None
-    assert isinstance(metadata, dict)
-    return metadata
+    try:
+        return load_artifact(out, STUDENT)
+    except ArtifactError as error:
+        say(f"{error}")
+        return None
 
 
 def _root_cause(error: BaseException) -> str:
@@ -207,12 +226,12 @@ def decode_stage(run: Run, name: str | None = None) -> dict[str, Any]:
         batch_seconds=run.config.distill.batch_seconds,
     )
     results: list[Recognized | AudioError] = []
+    began = time.monotonic()
     with bar(f"decode {name}", total=plan.num_cuts, unit="utterances") as progress:
         for shard in plan.shards:
             for result in recognizer(read_shard_cuts(run.plan("test"), shard)):
                 results.append(result)
-                progress.update(len(results))
-    totals = score(results)
+                progress.update(len(results), utterances_per_s=len(results) / (time.monotonic() - began))
     lines = [
         result.to_dict()
         if isinstance(result, Recognized)
@@ -222,6 +241,10 @@ def decode_stage(run: Run, name: str | None = None) -> dict[str, Any]:
     lines.sort(key=lambda line: line["cut_id"])
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     out.replace("errors.jsonl", text.encode())
+    try:
+        totals = score(results)
+    except ValueError as error:
+        raise StageError(f"{error}: {out.full_url('errors.jsonl')}") from error
     if totals.left_out:
         say(f"{totals.left_out} test utterances could not be decoded, see {out.full_url('errors.jsonl')}")
     summary = {**asdict(totals), "errors": out.full_url("errors.jsonl"), "digest": metadata["digest"]}
@@ -236,4 +259,18 @@ def _add_to_report(run: Run, name: str, content: dict[str, Any]) -> None:
     key = content.get("digest", content.get("score", {}).get("digest"))
     if student.get("digest", key) != key:
         student = {}
-    run.add_to_report("students", {**students, name: {**student, **content}})
+    students = {**students, name: {**student, **content}}
+    run.add_to_report("students", students)
+    run.add_to_report("relative_wer_reduction", _relative_reduction(students))
+
+
+def _relative_reduction(students: dict[str, Any]) -> float | None:
+    """Of the word error rate, by the codes; None unless the two students differ in nothing else."""
+    pair = [students.get(name, {}) for name in ("baseline", "mvqkd")]
+    if (
+        not all("score" in student and "pair" in student for student in pair)
+        or pair[0]["pair"] != pair[1]["pair"]
+    ):
+        return None
+    without, with_codes = (student["score"]["wer"] for student in pair)
+    return 1 - with_codes / without if without else None

@@ -16,12 +16,12 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from models.alignment import FrameAlignment
 from models.distillation import DistillationModel
 from models.student import ConformerTransducer, StudentConfig
-from models.units import Units, train_units
+from models.units import Units, load_units
 from storage.artifacts import save_artifact
 from storage.filesystem import Location
 from storage.table import IndexTable
 from workers.audio import AudioLoader
-from workers.distill.data import TableBatches
+from workers.distill.data import Durations, TableBatches
 from workers.distill.settings import DistillConfig
 from workers.distill.trainer import Progress, StudentTrainer
 
@@ -33,11 +33,14 @@ STATE = "state.pt"
 class TrainJob:
     """One student to train. `digest` names the training: the same one resumes, another one starts anew.
 
-    `out` is the student's folder, `board` the driver's `ProgressBoard` actor.
+    `durations` and `units` (kind and data) are what the driver read from the table, once for all workers; `out`
+    is the student's folder, `board` the driver's `ProgressBoard` actor.
     """
 
     digest: str
     table: IndexTable
+    durations: Durations
+    units: tuple[str, str]
     student: StudentConfig
     distill: DistillConfig
     options: dict[str, str]
@@ -141,8 +144,7 @@ def build_trainer(
 ) -> tuple[StudentTrainer, Units]:
     """The trainer of one rank and the student's units, from the table and the job's settings alone."""
     contract, settings = job.table.contract, job.distill
-    texts = (row["text"] for row in job.table.iter_rows(columns=["text"]) if row["text"])
-    units = train_units(job.student.units, texts, vocab_size=job.student.vocab_size)
+    units = load_units(*job.units)
     alignment = FrameAlignment(
         teacher_rate_hz=contract.frame_rate_hz,
         student_rate_hz=job.student.frame_rate_hz,
@@ -164,6 +166,7 @@ def build_trainer(
     ).to(device)
     batches = TableBatches(
         job.table,
+        job.durations,
         loader=AudioLoader(contract.sample_rate_hz, s3=job.options),
         units=units,
         alignment=alignment,

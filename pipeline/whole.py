@@ -23,11 +23,6 @@ def run_all(run: Run) -> dict[str, Any]:
             distill_stage(run, name)
             if run.config.corpus.test is not None:
                 decode_stage(run, name)
-    report = run.read_report()
-    scores = {name: s["score"]["wer"] for name, s in report["students"].items() if "score" in s}
-    if {"baseline", "mvqkd"} <= set(scores) and scores["baseline"] > 0:
-        reduction = 1 - scores["mvqkd"] / scores["baseline"]
-        run.add_to_report("relative_wer_reduction", {"mvqkd_over_baseline": reduction})
     draw_plots(run)
     say(f"report and plots: {run.root.full_url(REPORT)}, {run.root.full_url('curves.png')}")
     return run.read_report()
@@ -49,8 +44,8 @@ def print_report(report: dict[str, Any]) -> None:
         ),
         (
             "Quantizer",
-            f"{fit['num_codebooks']} codebooks of {fit['codebook_size']}, RRL {fit['valid_rrl']:.3f} on held-out "
-            f"speakers, {sum(fit['usage_entropy_bits']) / len(fit['usage_entropy_bits']):.2f} bits used a code",
+            f"{fit['num_codebooks']} codebooks of {fit['codebook_size']}, {fit['bits_used_per_code']:.2f} bits used "
+            f"a code, RRL {fit['valid_rrl']:.3f} on {fit['valid_frames']} frames of other {fit['held_out']}",
         ),
         ("Index table", f"{table['rows']} utterances, {table['hours']:.2f} h, {table['shards']} shards"),
         ("Left out", f"{extract['utterances_left_out']} utterances, {extract['shards_failed']} shards"),
@@ -59,7 +54,8 @@ def print_report(report: dict[str, Any]) -> None:
         rows.append(
             (
                 "Extraction",
-                f"real-time factor {speed['real_time_factor']:.4f} ({speed['times_real_time']:.0f} times real time)",
+                f"real-time factor {speed['real_time_factor']:.4f} ({speed['times_real_time']:.0f} times real time), "
+                f"the last {speed['extracted_hours']:.2f} h",
             )
         )
     size = table["bytes_per_hour"]
@@ -67,15 +63,15 @@ def print_report(report: dict[str, Any]) -> None:
         ("Bytes per hour", f"{_bytes(size)} ({table['bytes_per_index']:.3f} bytes per index, all columns in)")
     )
     for dtype in ("float32", "float16"):
-        embeddings = table[f"{dtype}_bytes_per_hour"]
-        rows.append((f"  {dtype} embeddings", f"{_bytes(embeddings)}, {embeddings / size:.0f} times as much"))
+        embeddings, times = table[f"{dtype}_bytes_per_hour"], table[f"{dtype}_times_as_much"]
+        rows.append((f"  {dtype} embeddings", f"{_bytes(embeddings)}, {times:.0f} times as much"))
     for name, student in report["students"].items():
         if "score" in student:
             label = "WER without MVQ-KD" if name == "baseline" else "WER with MVQ-KD"
             score = student["score"]
             rows.append((label, f"{score['wer']:.2%} of {score['words']} words (CER {score['cer']:.2%})"))
-    if "relative_wer_reduction" in report:
-        rows.append(("Relative reduction", f"{report['relative_wer_reduction']['mvqkd_over_baseline']:.1%}"))
+    if report["relative_wer_reduction"] is not None:
+        rows.append(("Relative reduction", f"{report['relative_wer_reduction']:.1%}"))
     rows.append(("Table", extract["table_url"]))
     shown = Table(show_header=False, title="MVQ-KD", title_justify="left")
     shown.add_column(style="bold", no_wrap=True)

@@ -90,6 +90,10 @@ class IndexTable:
             name.removesuffix(SHARD_SUFFIX) for name in self.location.list() if name.endswith(SHARD_SUFFIX)
         }
 
+    def is_committed(self, name: str) -> bool:
+        """Whether this shard is there."""
+        return self.location.exists(self.shard_path(name))
+
     def write_shard(self, name: str, rows: Iterable[IndexRow]) -> bool:
         """Commit a shard; a committed one of this name is left alone. Returns whether this call committed it.
 

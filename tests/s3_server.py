@@ -19,7 +19,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import botocore.session
 import pytest
 
 _START_LIMIT_S = 60.0
@@ -174,6 +173,8 @@ def _answer(url: str) -> bytes:
 
 
 def _create_bucket(endpoint_url: str, key: str, secret: str, bucket: str) -> None:
+    import botocore.session  # here, so that tests that need no S3 run where it is not installed
+
     client = botocore.session.get_session().create_client(
         "s3",
         endpoint_url=endpoint_url,

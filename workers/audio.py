@@ -54,7 +54,8 @@ class AudioLoader:
         Raises:
             AudioError: the audio is missing, corrupt, empty, of another length than its manifest says, or
                 holds NaN.
-            StorageError, OSError: the object store cannot be reached, which is not the utterance's fault.
+            StorageError, OSError: the object store or the disk cannot be read, which is not the utterance's
+                fault.
         """
         where = ", ".join(str(source.source) for source in cut.recording.sources if source.type != "memory")
         try:
@@ -73,6 +74,10 @@ class AudioLoader:
             ValueError,
             AssertionError,
         ) as error:
+            # The decoders do not tell a bad file from a bad disk.
+            for source in cut.recording.sources:
+                if source.type == "file":
+                    _read_through(source.source)
             problem = _shortly(error)
             raise AudioError(
                 cut.id,
@@ -89,12 +94,36 @@ class AudioLoader:
         """The cut with remote audio, and audio inside of tar files, brought into memory."""
         sources = []
         for source in cut.recording.sources:
-            if source.type == "file" and not Path(source.source).is_file():
-                raise FileNotFoundError(source.source)
+            if source.type == "file":
+                _probe(cut.id, source.source)
             if source.type == "url":
                 source = AudioSource("memory", source.channels, fetch(source.source, self._options))
             sources.append(source)
         return fastcopy(cut, recording=fastcopy(cut.recording, sources=sources))
+
+
+def _probe(cut_id: str, path: str) -> None:
+    """Open a local file and read a byte.
+
+    Raises:
+        FileNotFoundError: there is no such file, or it is a folder.
+        AudioError: it may not be read.
+        OSError: the disk cannot be read, or no file can be opened any more.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            file.read(1)
+    except PermissionError as error:
+        raise AudioError(cut_id, f"{path}: the audio file may not be read; check its permissions") from error
+    except (IsADirectoryError, NotADirectoryError) as error:
+        raise FileNotFoundError(path) from error
+
+
+def _read_through(path: str) -> None:
+    """Read all of the file, to raise the OSError that a decoder has hidden."""
+    with Path(path).open("rb") as file:
+        while file.read(2**20):
+            pass
 
 
 def _check_duration(cut: MonoCut, where: str) -> None:
@@ -131,17 +160,21 @@ def _shortly(error: BaseException) -> str:
 
 
 def decode_ahead(
-    items: Iterable[Item], load: Callable[[Item], Result], *, threads: int, ahead: int
+    items: Iterable[Item], load: Callable[[Item], Result], *, threads: int, ahead: int | Sequence[int]
 ) -> Iterator[Result | AudioError]:
     """Results of `load` in the order of `items`, up to `ahead` of them computed before they are asked for.
 
-    An `AudioError` is yielded in place of its result, so that one bad file does not end the stream. Every
-    other exception is raised at its place in the order.
+    `ahead` may say for every item how many after it may be computed before its own result is asked for. An
+    `AudioError` is yielded in place of its result, so that one bad file does not end the stream. Every other
+    exception is raised at its place in the order.
     """
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
         pending: deque[Future[Result]] = deque()
+        given = 0
 
         def next_result() -> Result | AudioError:
+            nonlocal given
+            given += 1
             try:
                 return pending.popleft().result()
             except AudioError as error:
@@ -150,7 +183,7 @@ def decode_ahead(
         try:
             for item in items:
                 pending.append(pool.submit(load, item))
-                if len(pending) > ahead:
+                while pending and len(pending) > (ahead if isinstance(ahead, int) else ahead[given]):
                     yield next_result()
             while pending:
                 yield next_result()

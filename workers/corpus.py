@@ -19,7 +19,7 @@ from storage.filesystem import open_location
 from workers.audio import AudioError, decode_ahead
 from workers.settings import Section
 from workers.shar import parse_cut, read_shar
-from workers.sources import CorpusError, full_path, open_binary, read_lines
+from workers.sources import CorpusError, WatchedFile, full_path, open_binary, read_lines
 
 AUDIO_EXTENSIONS = (".flac", ".wav", ".ogg", ".mp3", ".opus")
 COLUMNS = ("id", "split", "speaker", "text")
@@ -82,6 +82,7 @@ class Corpus:
 
         Raises:
             CorpusError: the corpus or the part is missing, or a manifest line cannot be parsed.
+            StorageError, OSError: the store broke off while audio was looked at; plan again.
         """
         name = getattr(self.config, part)
         if name is None:
@@ -191,12 +192,19 @@ class Corpus:
                 reason=f"has a transcript but no audio file {find.folder}/{utterance} ({extensions}); "
                 "add the file or remove the line",
             )
-        try:
-            with open_binary(found, self._options) as file:
-                info = soundfile.info(file)
-        except soundfile.LibsndfileError as error:
+        with open_binary(found, self._options) as file:
+            watched = WatchedFile(file)
+            try:
+                info = soundfile.info(watched)
+            except soundfile.LibsndfileError as error:
+                info = error
+        trouble = watched.trouble
+        if trouble is not None and not isinstance(trouble, FileNotFoundError):
+            raise trouble  # the store's, not the utterance's, which must not be left out for it
+        if trouble is not None or isinstance(info, soundfile.LibsndfileError):
             return Refused(
-                cut_id=utterance, reason=f"{found}: the audio cannot be read ({error}); write it again"
+                cut_id=utterance,
+                reason=f"{found}: the audio cannot be read ({trouble or info}); write it again",
             )
         if info.frames == 0:
             return Refused(cut_id=utterance, reason=f"{found}: the audio has no samples; remove it")

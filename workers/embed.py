@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from lhotse import MonoCut
@@ -22,7 +23,7 @@ class Embedded:
 
 @dataclass(frozen=True, kw_only=True)
 class LeftOut:
-    """A cut that gave no embeddings; `stage` is load or teacher."""
+    """A cut that gave no embeddings; `stage` is load, teacher or device (no memory for it)."""
 
     cut: MonoCut
     stage: str
@@ -52,13 +53,17 @@ class Embedder:
         """One result for each cut, longest cuts first.
 
         The batches depend on `cuts` alone, so the same cuts give the same embeddings, bit for bit, on the
-        same kind of device.
+        same kind of device, unless a batch has to be halved: the halves are other batches, and what else is
+        in a batch shows in the last digits. Which batches are too large depends on the memory that is free.
+
+        Raises:
+            StorageError, OSError: audio cannot be reached, which is not the utterance's fault.
         """
         batches = length_sorted_batches(cuts, [c.duration for c in cuts], batch_seconds=self._batch_seconds)
         ordered = [cut for batch in batches for cut in batch]
-        # Two batches ahead: while the teacher works on one, the next is decoded.
-        ahead = 2 * max(len(batch) for batch in batches) if batches else 1
-        waveforms = decode_ahead(ordered, self._loader, threads=self._decode_threads, ahead=ahead)
+        waveforms = decode_ahead(
+            ordered, self._loader, threads=self._decode_threads, ahead=_two_batches_ahead(batches)
+        )
         for batch in batches:
             good: list[tuple[MonoCut, Tensor]] = []
             for cut in batch:
@@ -71,11 +76,12 @@ class Embedder:
 
     def _encode(self, batch: list[tuple[MonoCut, Tensor]]) -> Iterator[Embedded | LeftOut]:
         waiting = [batch]
+        again: list[tuple[MonoCut, Tensor]] | None = None
         while waiting:
             part = waiting.pop(0)
             if not part:
                 continue
-            embeddings, leave_out = self._try(part)
+            embeddings, leave_out, no_memory = self._try(part)
             yield from leave_out.values()
             if embeddings is not None:
                 for (cut, waveform_T), embeddings_TD in zip(part, embeddings, strict=True):
@@ -83,42 +89,60 @@ class Embedder:
                         yield Embedded(cut=cut, embeddings_TD=embeddings_TD, num_samples=waveform_T.numel())
             elif leave_out:
                 waiting.insert(0, [item for index, item in enumerate(part) if index not in leave_out])
+            elif part is again:
+                (cut, waveform_T), sample_rate_hz = part[0], self.teacher.info.sample_rate_hz
+                problem = (
+                    f"{cut.id}: the device has no memory for an utterance of "
+                    f"{waveform_T.numel() / sample_rate_hz:.1f} s alone; lower corpus.max_duration_s, use a "
+                    f"smaller teacher.dtype, a larger device, or let nothing else run on it ({no_memory})"
+                )
+                yield LeftOut(cut=cut, stage="device", error="OutOfMemoryError", message=problem)
             else:
-                # Too large for the device: give the memory back, then do it in halves.
+                # Too large for the device: give the memory back, then do it in halves. One utterance is tried
+                # once more as it is, since what was given back may do.
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
-                middle = len(part) // 2
-                waiting[:0] = [part[:middle], part[middle:]]
+                if len(part) == 1:
+                    again = part
+                    waiting.insert(0, part)
+                else:
+                    middle = len(part) // 2
+                    waiting[:0] = [part[:middle], part[middle:]]
 
     def _try(
         self, batch: list[tuple[MonoCut, Tensor]]
-    ) -> tuple[list[Tensor | None] | None, dict[int, LeftOut]]:
-        """Embeddings, None when nothing was computed, and what has to be left out, by position in the batch.
+    ) -> tuple[list[Tensor | None] | None, dict[int, LeftOut], str]:
+        """Embeddings, None when nothing was computed; what has to be left out, by position in the batch; and
+        what the device said when it had no room for so large a batch.
 
-        Neither is there when the device has no room for so large a batch. The caller acts on that only after
-        this function has returned, because the exception holds on to the tensors that filled the device.
+        The caller acts on that only after this function has returned, because the exception holds on to the
+        tensors that filled the device.
         """
         try:
-            return list(self.teacher.encode([waveform_T for _, waveform_T in batch])), {}
+            return list(self.teacher.encode([waveform_T for _, waveform_T in batch])), {}, ""
         except torch.OutOfMemoryError as error:
-            if len(batch) > 1:
-                return None, {}
-            cut, waveform_T = batch[0]
-            seconds = waveform_T.numel() / self.teacher.info.sample_rate_hz
-            problem = (
-                f"the device has no memory for an utterance of {seconds:.1f} s alone; lower "
-                "corpus.max_duration_s, use a smaller teacher.dtype, or a larger device"
-            )
-            return None, {0: _left_out(cut, error, problem)}
+            return None, {}, str(error)
         except WaveformError as error:
             # The teacher counts waveforms of its batch, which says nothing to a reader.
             problem = str(error).removeprefix(f"waveform {error.index} ")
-            return None, {error.index: _left_out(batch[error.index][0], error, problem)}
+            return None, {error.index: _left_out(batch[error.index][0], error, problem)}, ""
         except NonFiniteEmbeddingError as error:
             problem = f"the teacher's embeddings hold NaN or infinity: {str(error).rpartition(': ')[2]}"
-            return error.embeddings, {
-                index: _left_out(batch[index][0], error, problem) for index in error.indexes
-            }
+            bad = {index: _left_out(batch[index][0], error, problem) for index in error.indexes}
+            return error.embeddings, bad, ""
+
+
+def _two_batches_ahead(batches: Sequence[Sequence[MonoCut]]) -> list[int]:
+    """For every cut in order, how many more to decode, so that two batches after its own are ready.
+
+    While the teacher works on one batch the next is decoded. A count for all would hold too much audio: the
+    last batches have many short cuts, the first ones few long cuts.
+    """
+    ends = list(accumulate(len(batch) for batch in batches))
+    lasts = [*ends[2:], *ends[-1:], *ends[-1:]][: len(ends)]
+    position = range(ends[-1] if ends else 0)
+    last_of = [last for batch, last in zip(batches, lasts, strict=True) for _ in batch]
+    return [last - at - 1 for at, last in zip(position, last_of, strict=True)]
 
 
 def _left_out(cut: MonoCut, error: Exception, problem: str) -> LeftOut:

@@ -1,6 +1,7 @@
 """Extraction of one shard: audio to teacher to quantizer to one committed Parquet object."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,14 @@ class ShardReport:
     seconds: float
 
 
+class UnreadableShardError(RuntimeError):
+    """Too much of a shard's audio cannot be read; nothing was committed."""
+
+
+class DeviceMemoryError(RuntimeError):
+    """The device has no memory for one utterance alone; nothing was committed."""
+
+
 class Extractor:
     """Turns planned shards into table shards. Loaded once, then `run` for each shard.
 
@@ -40,20 +49,41 @@ class Extractor:
         quantizer: fitted on this teacher's embeddings.
         table: where shards are committed.
         plan: folder of the plan.
+        max_unreadable: share of a shard's utterances whose audio may be missing or damaged; one always may.
     """
 
     def __init__(
-        self, *, embedder: Embedder, quantizer: Quantizer, table: IndexTable, plan: Location
+        self,
+        *,
+        embedder: Embedder,
+        quantizer: Quantizer,
+        table: IndexTable,
+        plan: Location,
+        max_unreadable: float = 0.2,
     ) -> None:
         self._embedder = embedder
         self._quantizer = quantizer.eval()
         self._table = table
         self._plan = plan
+        self._max_unreadable = max_unreadable
 
-    def run(self, shard: Shard) -> ShardReport:
+    def run(
+        self,
+        shard: Shard,
+        *,
+        last_attempt: bool = True,
+        progress: Callable[[float], None] | None = None,
+    ) -> ShardReport:
         """Extract and commit a shard; utterances that cannot be used are recorded in the failures table.
 
+        Args:
+            last_attempt: whether an utterance that the device has no memory for is left out. Before that it
+                ends the attempt, since another device, or this one with less on it, may have room.
+            progress: called with the hours of audio that the teacher has done, after each utterance.
+
         Raises:
+            UnreadableShardError: so much audio cannot be read that the fault must be elsewhere.
+            DeviceMemoryError: an utterance is too large for the device, and this is not the last attempt.
             StorageError: the plan cannot be read or the table cannot be written; nothing is committed.
         """
         began = time.monotonic()
@@ -63,9 +93,16 @@ class Extractor:
         cuts = list(read_shard_cuts(self._plan, shard))
         position = {cut.id: number for number, cut in enumerate(cuts)}
         waiting: list[Embedded] = []
+        done_s = 0.0
         for result in self._embedder(cuts):
+            done_s += result.cut.duration
+            if progress is not None:
+                progress(done_s / 3600)
             if isinstance(result, LeftOut):
+                if result.stage == "device" and not last_attempt:
+                    raise DeviceMemoryError(result.message)
                 left_out.append(result)
+                self._check_readable(left_out, len(cuts))
                 continue
             waiting.append(result)
             # The quantizer works on many frames at a time, the teacher on few.
@@ -89,6 +126,17 @@ class Extractor:
             num_frames=sum(row["num_frames"] for row in ordered),
             seconds=time.monotonic() - began,
         )
+
+    def _check_readable(self, left_out: list[LeftOut], num_cuts: int) -> None:
+        """One bad file is the file's fault. Many are a disk that is not mounted here, and committing a shard
+        without them would lose them for good."""
+        unreadable = [x for x in left_out if x.stage == "load"]
+        if len(unreadable) > max(1, self._max_unreadable * num_cuts):
+            raise UnreadableShardError(
+                f"{len(unreadable)} of {num_cuts} utterances cannot be read, the last one: "
+                f"{unreadable[-1].message}; if that is how this corpus is, raise extract.max_unreadable "
+                f"(now {self._max_unreadable:g})"
+            )
 
     def _rows(self, batch: list[Embedded]) -> list[IndexRow]:
         if not batch:

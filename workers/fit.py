@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -30,6 +30,8 @@ from workers.sample import Sample
 ARTIFACT = "quantizer"
 STATE = "fit-state.safetensors"
 STATE_OF = "digest_of_fit"
+STATE_VERSION = 2
+"""Raised when the content of the state changes, so that a fit starts anew where an older one left its state."""
 
 
 class QuantizerFitter:
@@ -42,6 +44,7 @@ class QuantizerFitter:
         config: of the fit.
         max_frames: frames kept in memory; more are thinned out evenly.
         device: where to fit.
+        settings: of the run, kept in the artifact, so that a later run can tell whether it may be used.
     """
 
     def __init__(
@@ -52,9 +55,11 @@ class QuantizerFitter:
         config: FitConfig,
         max_frames: int,
         device: torch.device,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         self._embedder, self._location, self._config = embedder, location, config
         self._max_frames, self._device = max_frames, device
+        self._settings = dict(settings or {})
 
     def run(self, sample: Sample, progress: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """Fit and store; returns the artifact's metadata.
@@ -69,14 +74,14 @@ class QuantizerFitter:
         info = self._embedder.teacher.info
         cuts_sha256 = _digest_of([cut.id for cut in (*sample.train, *sample.valid)])
         left_out: list[LeftOut] = []
-        share = 1 / max(1, len(sample.train) + len(sample.valid))
-        train_FD = self._embed(sample.train, self._max_frames, left_out, progress, 0.0, share)
+        total = len(sample.train) + len(sample.valid)
+        train_FD = self._embed(sample.train, self._max_frames, left_out, progress, 0, total)
         valid_FD = self._embed(
-            sample.valid, max(1, self._max_frames // 4), left_out, progress, len(sample.train) * share, share
+            sample.valid, max(1, self._max_frames // 4), left_out, progress, len(sample.train), total
         )
         # A sample smaller than a batch, as of a first try on a handful of files.
         config = replace(self._config, batch_size=min(self._config.batch_size, len(train_FD)))
-        fit_digest = _digest_of([cuts_sha256, len(train_FD), info.fingerprint, asdict(config)])
+        fit_digest = _digest_of([STATE_VERSION, cuts_sha256, len(train_FD), info.fingerprint, asdict(config)])
         result = fit_quantizer(
             train_FD,
             valid=valid_FD,
@@ -90,11 +95,13 @@ class QuantizerFitter:
         metadata: dict[str, Any] = quantizer_metadata | {
             "teacher": asdict(info),
             "config": asdict(config),
+            "settings": self._settings,
             "training_data": {
                 "utterances": len(sample.train),
                 "frames": len(train_FD),
                 "valid_utterances": len(sample.valid),
                 "valid_frames": len(valid_FD),
+                "held_out": sample.held_out,
                 "cuts_sha256": cuts_sha256,
                 "left_out": [{"cut_id": x.cut.id, "stage": x.stage, "message": x.message} for x in left_out],
             },
@@ -115,8 +122,8 @@ class QuantizerFitter:
         max_frames: int,
         left_out: list[LeftOut],
         progress: Callable[[dict[str, Any]], None],
-        before: float,
-        share: float,
+        before: int,
+        total: int,
     ) -> Tensor:
         """float32 (frames, dim) on the CPU, at most `max_frames`, in the order of `cuts`."""
         teacher = self._embedder.teacher
@@ -131,7 +138,7 @@ class QuantizerFitter:
                 first = int(hashlib.sha256(result.cut.id.encode()).hexdigest(), 16) % every
                 # Cloned, as a view would keep the frames between in memory.
                 kept[result.cut.id] = result.embeddings_TD[first::every].clone().cpu()
-            progress({"stage": "embed", "done": before + number * share, "total": 1.0})
+            progress({"stage": "embed", "done": before + number, "total": total})
         frames = [kept[cut.id] for cut in cuts if cut.id in kept]
         if not frames:
             first_problem = left_out[0].message if left_out else "the sample is empty"

@@ -16,10 +16,14 @@ MAX_SHARDS = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """Cuts to fit on and cuts to judge by; no speaker is in both when the corpus has several."""
+    """Cuts to fit on and cuts to judge by; `held_out` says what no two of them share.
+
+    `speakers`; `recordings`, where some speakers are unknown; `utterances`, where all is of one speaker.
+    """
 
     train: tuple[MonoCut, ...]
     valid: tuple[MonoCut, ...]
+    held_out: str
 
 
 def draw_sample(
@@ -49,8 +53,9 @@ def draw_sample(
         )
     cuts.sort(key=lambda cut: cut.id)
     keys = [speaker_of(cut) or cut.recording.id for cut in cuts]
+    kind = "speakers" if all(map(speaker_of, cuts)) else "recordings"
     if len(set(keys)) == 1:
-        keys = [cut.id for cut in cuts]
+        keys, kind = [cut.id for cut in cuts], "utterances"
     order = sorted(set(keys), key=lambda key: (_uniform(f"{seed}/valid/{key}"), key))
     count = Counter(keys)
     held_out: set[str] = set()
@@ -63,6 +68,7 @@ def draw_sample(
     return Sample(
         train=tuple(cut for cut, key in zip(cuts, keys, strict=True) if key not in held_out),
         valid=tuple(cut for cut, key in zip(cuts, keys, strict=True) if key in held_out),
+        held_out=kind,
     )
 
 

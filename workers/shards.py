@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
@@ -70,11 +71,15 @@ def read_shard_cuts(plan: Location, shard: Shard) -> Iterator[MonoCut]:
         StorageError: the plan's object is gone.
         ValueError: the object is not what the plan says.
     """
-    text = gzip.decompress(plan.read_bytes(shard.path))
-    if hashlib.sha256(text).hexdigest() != shard.digest:
+    where, packed = plan.full_url(shard.path), plan.read_bytes(shard.path)
+    try:
+        text = gzip.decompress(packed)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(
-            f"{plan.full_url(shard.path)}: changed since it was planned; delete the plan and plan again"
-        )
+            f"{where}: damaged since it was planned ({error}); delete the plan and plan again"
+        ) from error
+    if hashlib.sha256(text).hexdigest() != shard.digest:
+        raise ValueError(f"{where}: changed since it was planned; delete the plan and plan again")
     # Not splitlines: transcripts may hold characters that it takes for line ends, such as U+2028.
     for line in text.decode().split("\n")[:-1]:
         yield cut_from_json(line)

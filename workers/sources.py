@@ -4,14 +4,17 @@ import gzip
 import io
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
+from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]
 
-from storage.errors import ObjectMissingError
+from storage.errors import ObjectMissingError, StorageError
 from storage.filesystem import open_location
+
+Answer = TypeVar("Answer")
 
 _PART = re.compile(r"(?P<url>.+)#bytes=(?P<start>\d+)-(?P<end>\d+)")
 
@@ -72,6 +75,41 @@ def open_binary(url: str, options: Mapping[str, Any]) -> Any:
         raise CorpusError(
             f"{url}: cannot be read ({error}); check its permissions and the credentials"
         ) from error
+
+
+class WatchedFile:
+    """A binary file for libsndfile, which takes an exception of the file it reads from for its end.
+
+    Args:
+        file: open for reading.
+    """
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.trouble: BaseException | None = None
+        """What the file raised first; nothing is read from then on."""
+
+    def read(self, size: int = -1) -> bytes:
+        """As of any file, but b"" after trouble."""
+        return self._watched(lambda: self._file.read(size), b"")
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """As of any file, but 0 after trouble."""
+        return self._watched(lambda: self._file.seek(offset, whence), 0)
+
+    def tell(self) -> int:
+        """As of any file, but 0 after trouble."""
+        return self._watched(self._file.tell, 0)
+
+    def _watched(self, call: Callable[[], Answer], otherwise: Answer) -> Answer:
+        if self.trouble is not None:
+            return otherwise
+        try:
+            return call()
+        # What s3fs cannot translate comes as botocore's own.
+        except (OSError, StorageError, BotoCoreError, ClientError) as error:
+            self.trouble = error
+            return otherwise
 
 
 def read_lines(url: str, options: Mapping[str, Any]) -> Iterator[tuple[int, str]]:

@@ -16,11 +16,13 @@ from workers.settings import Section
 class TeacherConfig(Section):
     """The model whose embeddings are quantized; `path` is a local folder, an `s3://` folder or a hub name.
 
+    `revision` is the commit, tag or branch of a teacher on the hub; folders have none.
     `layer` counts transformer layers from 1; the last one by default. `normalize` says whether the model
     wants waveforms of zero mean and unit variance; by default its preprocessor_config.json says so.
     """
 
     path: str
+    revision: str | None = None
     layer: Annotated[int, Field(gt=0)] | None = None
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     whisper_window: Literal["short", "exact"] = "short"
@@ -53,6 +55,7 @@ def open_teacher(config: TeacherConfig, *, options: Mapping[str, str]) -> Teache
             dtype=config.dtype,
             whisper_window=config.whisper_window,
             normalize=config.normalize,
+            revision=config.revision,
         )
 
     if not config.path.startswith("s3://"):

@@ -1,13 +1,13 @@
 """Fitting a quantizer to a sample of frames in memory."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from models.quantizer.metrics import rrl, usage_entropy_bits
+from models.quantizer.metrics import ROWS_PER_BLOCK, mean_frame, rrl_of_blocks, usage_entropy_bits
 from models.quantizer.quantizer import SCALE_SPEED, Quantizer
 from models.quantizer.trainer import QuantizerTrainer
 
@@ -114,7 +114,8 @@ def fit_quantizer(
 
     The frames are shifted by their mean and divided by one number before training, and both are folded back
     into the weights afterwards: the schedule's learning rates then mean the same for every teacher.
-    Equal data, config, device kind and number of threads give equal weights, and so the same id.
+    Equal data, config, device kind and number of threads give equal weights, and so the same id. A fit may be
+    resumed on another device or with another number of threads, on frames that were rounded otherwise there.
 
     Args:
         data: (M, dim), any float dtype, on any device; batches are moved to `device`.
@@ -123,19 +124,18 @@ def fit_quantizer(
         device: where to fit; the device of `data` by default.
         progress: called every 10 steps and whenever valid_rrl was measured.
         on_state: called every `config.state_every` steps with tensors (flat names) to resume from.
-        resume_state: what `on_state` got, to continue the same fit as if it had never stopped.
+        resume_state: what `on_state` got, to continue the same fit as if it had never stopped. The caller
+            sees to it that the frames are those of the same utterances and teacher.
 
     Raises:
         ValueError: data or valid is empty, constant, misshapen, or holds NaN or infinity; or the state is of
-            another fit.
+            a fit to data of another shape or with other settings.
     """
     device = torch.device(device if device is not None else data.device)
     _check_frames("data", data)
     _check_frames("valid", valid)
     if valid.shape[1] != data.shape[1]:
         raise ValueError(f"valid has {valid.shape[1]} channels, data {data.shape[1]}")
-    mean_D, scale = _mean_and_scale(data)
-    mean_D = mean_D.to(device)
     trainer = QuantizerTrainer(
         data.shape[1],
         config.num_codebooks,
@@ -149,11 +149,14 @@ def fit_quantizer(
     history: list[FitProgress] = []
     before_s = 0.0
     # What makes a fit this fit, beyond what the trainer itself checks.
-    identity = torch.cat(
-        (mean_D.double().cpu(), torch.tensor([scale, len(data), config.batch_size, config.seed]).double())
-    )
-    if resume_state is not None:
+    identity = torch.tensor([*data.shape, config.batch_size, config.seed])
+    if resume_state is None:
+        mean_D, scale = _mean_and_scale(data)
+    else:
         history, before_s = _resume(trainer, resume_state, identity, config)
+        # Not measured again: other threads and devices sum in another order, and the weights fit to these.
+        mean_D, scale = resume_state["mean"], float(resume_state["scale"])
+    mean_D = mean_D.to(device)
     started = time.monotonic()
     batches = _Batches(data, batch_size=config.batch_size, seed=config.seed)
     valid = valid.to(device)
@@ -183,7 +186,8 @@ def fit_quantizer(
         if on_state is not None and step % config.state_every == 0 and not trainer.done():
             state = {f"trainer.{name}": tensor for name, tensor in trainer.state_dict().items()}
             elapsed_s = before_s + time.monotonic() - started
-            on_state({**state, "identity": identity, "history": _packed(history, elapsed_s)})
+            state |= {"identity": identity, "history": _packed(history, elapsed_s)}
+            on_state({**state, "mean": mean_D.cpu(), "scale": torch.tensor(scale, dtype=torch.float64)})
     quantizer = _folded(trainer.get_quantizer(), mean_D, scale)
     quantizer.set_id_from_weights()
     final_rrl, entropy_N = _evaluate(quantizer, valid)
@@ -261,9 +265,16 @@ def _folded(quantizer: Quantizer, mean_D: Tensor, scale: float) -> Quantizer:
 
 
 def _evaluate(quantizer: Quantizer, valid: Tensor) -> tuple[float, Tensor]:
-    codes = quantizer.encode(valid, as_bytes=False)
-    x_hat = torch.cat([quantizer.decode(rows).detach() for rows in codes.split(_ROWS_PER_BLOCK)])
-    return rrl(valid, x_hat), usage_entropy_bits(codes, quantizer.codebook_size)
+    """RRL with the mean of `valid` itself, and usage entropy (N,); no second copy of `valid` is made."""
+    codes: list[Tensor] = []
+
+    def reconstructed() -> Iterator[tuple[Tensor, Tensor]]:
+        for rows in valid.split(ROWS_PER_BLOCK):
+            codes.append(quantizer.encode(rows, as_bytes=False))
+            yield rows, quantizer.decode(codes[-1])
+
+    figure = rrl_of_blocks(reconstructed(), mean_frame(valid))
+    return figure, usage_entropy_bits(torch.cat(codes), quantizer.codebook_size)
 
 
 def _packed(history: list[FitProgress], elapsed_s: float) -> Tensor:
@@ -275,11 +286,8 @@ def _packed(history: list[FitProgress], elapsed_s: float) -> Tensor:
 def _resume(
     trainer: QuantizerTrainer, state: dict[str, Tensor], identity: Tensor, config: FitConfig
 ) -> tuple[list[FitProgress], float]:
-    if (
-        "identity" not in state
-        or "history" not in state
-        or not torch.equal(state["identity"].cpu(), identity)
-    ):
+    complete = {"identity", "history", "mean", "scale"} <= set(state)
+    if not complete or not torch.equal(state["identity"].cpu(), identity):
         raise ValueError(
             "this state is of a fit to other data or with other settings; resume with the same data and "
             "config, or start anew"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.precision import full_float32_products
 from models.quantizer.search import GramTables, beam_search
 
 SCALE_SPEED = 10.0
@@ -166,7 +167,7 @@ class Quantizer(nn.Module):
         search works on every frame by itself, so the same frame has the same codes alone, in any batch and
         in any order (on one device and library; between devices sums are rounded differently and frames with
         two almost equally good codes may get the other one). Computed in the dtype of the centers (float32),
-        whatever the dtype of `x` and any autocast around it.
+        whatever the dtype of `x`, any autocast around it, and whether the process allows TF32.
 
         Args:
             x: (*, D), any float dtype.
@@ -184,7 +185,8 @@ class Quantizer(nn.Module):
         if as_bytes and self.codebook_size > 256:
             raise ValueError(f"codes of {self.codebook_size} entries fit no byte; use as_bytes=False")
         x_BD = self._checked_frames(x)
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        # No TF32 either: with ten bits of mantissa near codes would be told apart by rounding.
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False), full_float32_products():
             codes_BN = self._encode_in_blocks(x_BD, refine_indexes_iters)
         if as_bytes:
             codes_BN = self._packed(codes_BN)

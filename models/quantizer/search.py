@@ -94,7 +94,8 @@ def _beam_pass(
     frames, num_codebooks, codebook_size = cost_BNK.shape
     device = cost_BNK.device
     base_N = torch.arange(num_codebooks, device=device) * codebook_size
-    # Odd multipliers from a fixed linear congruential sequence; sums of products wrap and stay comparable.
+    # Fixed multipliers that look random, one for each codebook, so that other codes hardly ever have the same
+    # sum; sums wrap around and stay comparable.
     salt_N = (base_N + 1) * 6364136223846793005 + 1442695040888963407
     for n in range(num_codebooks):
         beams = beams_BWN.shape[1]

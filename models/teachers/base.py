@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor, nn
 
+from models.precision import full_float32_products
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -181,7 +183,8 @@ class TransformersTeacher(ABC):
         # TF32 would make "float32" embeddings depend on which kernel a batch's shape selects.
         flags = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
         dtype = DTYPES[self._info.dtype]
-        with flags, torch.autocast(self._device.type, dtype=dtype, enabled=dtype != torch.float32):
+        autocast = torch.autocast(self._device.type, dtype=dtype, enabled=dtype != torch.float32)
+        with flags, full_float32_products(), autocast:
             yield
 
 

@@ -2,7 +2,6 @@
 
 import copy
 
-import multi_quantization
 import numpy as np
 import pytest
 import torch
@@ -26,6 +25,7 @@ def seeded(dim, codebook_size, num_codebooks, seed=0):
 
 
 def peer_and_ours(dim=24, codebook_size=16, num_codebooks=4):
+    multi_quantization = pytest.importorskip("multi_quantization")
     torch.manual_seed(0)
     peer = multi_quantization.Quantizer(dim, codebook_size, num_codebooks)
     with torch.no_grad():
@@ -95,6 +95,7 @@ def test_search_is_no_worse_than_the_peers_on_its_codebooks():
 
 @pytest.mark.shared
 def test_real_checkpoint_decodes_to_the_peers_values(shared):
+    multi_quantization = pytest.importorskip("multi_quantization")
     quantizer = load_reference_checkpoint(shared / CHECKPOINT)
     peer = multi_quantization.Quantizer(512, 256, 8)
     peer.load_state_dict(torch.load(shared / CHECKPOINT, weights_only=True))
@@ -168,6 +169,26 @@ def test_half_precision_input_is_encoded_in_float32(dtype):
     assert torch.equal(quantizer.encode(x), quantizer.encode(x.float()))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(quantizer.encode(x), quantizer.encode(x.float()))
+
+
+def test_products_are_not_rounded_to_tf32(monkeypatch):
+    """Whatever the process allows, and it is put back afterwards."""
+    matmul = torch.backends.cuda.matmul
+    seen = []
+    real = GramTables.entry_costs
+    monkeypatch.setattr(
+        GramTables, "entry_costs", lambda *given: seen.append(matmul.fp32_precision) or real(*given)
+    )
+    quantizer = seeded(16, 16, 2)
+    allowed = matmul.fp32_precision
+    try:
+        for precision in ("tf32", "ieee", allowed):
+            matmul.fp32_precision = precision
+            quantizer.encode(torch.randn(4, 16))
+            assert matmul.fp32_precision == precision
+    finally:
+        matmul.fp32_precision = allowed
+    assert seen == ["ieee"] * 3
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -261,6 +282,22 @@ def test_wrong_checkpoint_files_are_refused(tmp_path):
     ]:
         with pytest.raises(ValueError, match=rf"{name}.* {message}"):
             load_reference_checkpoint(tmp_path / name)
+
+
+def test_rrl_in_blocks_is_the_rrl(monkeypatch):
+    x, x_hat = torch.randn(1000, 12) + 5, torch.randn(1000, 12) + 5
+    exact = x.double()
+    error = (exact - x_hat.double()).square().sum()
+    expected = float(error / ((exact - exact.mean(dim=0)).square().sum() + 1e-20))
+    # To the bit where one block holds all, as for every utterance: this figure is in the tables.
+    assert rrl(x, x_hat) == expected
+    mean = torch.randn(12)
+    with_mean = rrl(x, x_hat, mean=mean)
+    assert with_mean == float(error / ((exact - mean.double()).square().sum() + 1e-20))
+    monkeypatch.setattr("models.quantizer.metrics.ROWS_PER_BLOCK", 64)
+    assert rrl(x, x_hat) == pytest.approx(expected, rel=1e-12)
+    assert rrl(x, x_hat, mean=mean) == pytest.approx(with_mean, rel=1e-12)
+    assert rrl(x.view(10, 100, 12), x_hat.view(10, 100, 12)) == rrl(x, x_hat)
 
 
 def test_rrl_and_usage_entropy():

@@ -2,11 +2,10 @@
 
 import hashlib
 
-import multi_quantization
 import pytest
 import torch
 
-from models.quantizer import FitConfig, QuantizerTrainer, fit_quantizer, rrl
+from models.quantizer import FitConfig, Quantizer, QuantizerTrainer, fit_quantizer, rrl
 
 DIM = 20
 
@@ -41,6 +40,7 @@ def equal(a, b):
 
 
 def test_schedule_is_the_peers():
+    multi_quantization = pytest.importorskip("multi_quantization")
     peer = multi_quantization.QuantizerTrainer(DIM, 1, torch.device("cpu"), 4, 8, lr=0.01)
     ours = QuantizerTrainer(DIM, 1, torch.device("cpu"), 4, 8, lr=0.01, seed=0)
     x = torch.randn(8, DIM)
@@ -57,6 +57,7 @@ def test_schedule_is_the_peers():
 
 def test_one_step_is_the_peers(monkeypatch):
     """Same weights and batch, with search switched off on both sides: same weights after the step."""
+    multi_quantization = pytest.importorskip("multi_quantization")
     peer = multi_quantization.QuantizerTrainer(DIM, 2, torch.device("cpu"), 4, 4)
     ours = QuantizerTrainer(DIM, 2, "cpu", 4, 4, seed=0)
     ours.quantizer.load_state_dict(peer.quantizer.state_dict())
@@ -164,11 +165,46 @@ def test_resumed_fit_is_the_undisturbed_bit_for_bit():
         ]
         assert resumed.seconds > float(state["history"][-1, -1])
     with pytest.raises(ValueError, match="other data"):
-        fit_quantizer(data + 1, valid=valid, config=config(), resume_state=states[0])
+        fit_quantizer(data[1:], valid=valid, config=config(), resume_state=states[0])
+    with pytest.raises(ValueError, match="other settings"):
+        fit_quantizer(data, valid=valid, config=config(batch_size=32), resume_state=states[0])
     with pytest.raises(ValueError, match="other settings"):
         fit_quantizer(data, valid=valid, config=config(seed=3), resume_state=states[0])
     with pytest.raises(ValueError, match="other settings"):
         fit_quantizer(data, valid=valid, config=config(), resume_state={})
+
+
+def test_fit_is_resumed_on_frames_that_were_rounded_otherwise():
+    """Other threads and devices sum in another order, so mean and scale are those of the state."""
+    data, valid = frames(300), frames(50, seed=1)
+    states = []
+    whole = fit_quantizer(data, valid=valid, config=config(), on_state=states.append)
+    other = data * (1 + 1e-6)
+    assert not torch.equal(other.mean(dim=0), data.mean(dim=0))
+    resumed = fit_quantizer(other, valid=valid, config=config(), resume_state=states[-1])
+    assert resumed.valid_rrl == pytest.approx(whole.valid_rrl, rel=1e-2)
+    assert resumed.steps == whole.steps
+    # The last state is five steps from the end: the same shift and scale are folded back in.
+    mean = whole.quantizer.get_data_mean()
+    torch.testing.assert_close(resumed.quantizer.get_data_mean(), mean, rtol=1e-3, atol=1e-2)
+    incomplete = {name: t for name, t in states[0].items() if name != "mean"}
+    with pytest.raises(ValueError, match="other settings"):
+        fit_quantizer(data, valid=valid, config=config(), resume_state=incomplete)
+
+
+def test_validation_frames_are_encoded_in_blocks(monkeypatch):
+    data, valid = frames(300), frames(100, seed=1)
+    whole = fit_quantizer(data, valid=valid, config=config())
+    sizes = []
+    real = Quantizer.encode
+    monkeypatch.setattr(
+        Quantizer, "encode", lambda self, x, **given: sizes.append(len(x)) or real(self, x, **given)
+    )
+    monkeypatch.setattr("models.quantizer.fit.ROWS_PER_BLOCK", 32)
+    result = fit_quantizer(data, valid=valid, config=config())
+    assert set(sizes) == {32, 4} and equal(weights(result.quantizer), weights(whole.quantizer))
+    assert result.valid_rrl == pytest.approx(whole.valid_rrl, rel=1e-12)
+    assert result.usage_entropy_bits == whole.usage_entropy_bits
 
 
 def test_fewer_frames_than_a_batch_will_do():

@@ -311,6 +311,24 @@ def test_whisper_refuses_more_than_its_window(folders):
     assert caught.value.index == 1
 
 
+@pytest.mark.parametrize("precision", ["tf32", "ieee"])
+def test_products_are_not_rounded_to_tf32(folders, monkeypatch, precision):
+    """Whatever the process allows, and it is put back afterwards."""
+    matmul = torch.backends.cuda.matmul
+    teacher = load_teacher(str(folders["hubert-base"]), layer=1)
+    seen = []
+    real = teacher._embed
+    monkeypatch.setattr(teacher, "_embed", lambda batch: seen.append(matmul.fp32_precision) or real(batch))
+    allowed = matmul.fp32_precision
+    try:
+        matmul.fp32_precision = precision
+        teacher.encode(make_waveforms(800))
+        assert matmul.fp32_precision == precision
+    finally:
+        matmul.fp32_precision = allowed
+    assert seen == ["ieee"]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("variant", [*VARIANTS, "whisper"])

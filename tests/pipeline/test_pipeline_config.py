@@ -58,6 +58,8 @@ def test_paper_settings_are_in_the_librispeech_files() -> None:
         ("corpus.min_duration_s=99", "corpus: min_duration_s must be below max_duration_s"),
         ("corpus.root=null", "corpus: format 'folder' needs corpus.root"),
         ("bogus.key=1", "bogus: unknown key"),
+        ("student.joiner_dim=0", "student: joiner_dim must be at least 1, not 0"),
+        ("extract.max_unreadable=1.5", "extract.max_unreadable: "),
     ],
 )
 def test_wrong_values_are_refused_with_the_path_of_their_key(
@@ -99,6 +101,22 @@ def test_malformed_overrides_are_refused(tmp_path: Path, override: str) -> None:
 def test_files_that_are_no_run_file(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError, match=r"run\.yaml"):
         load_config(write(tmp_path, text))
+
+
+def test_file_that_is_not_utf8(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_bytes("corpus: {root: Tür}".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"run\.yaml: not valid YAML in UTF-8"):
+        load_config(tmp_path / "run.yaml")
+
+
+def test_folder_in_place_of_a_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path)
+
+
+def test_float16_needs_cuda(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"teacher\.dtype float16 needs CUDA"):
+        load_config(write(tmp_path, MINIMAL), ["teacher.dtype=float16", "teacher.device=cpu"])
 
 
 def test_missing_file(tmp_path: Path) -> None:

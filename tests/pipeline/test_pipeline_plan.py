@@ -1,5 +1,6 @@
 """The shard plan."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,17 @@ def test_planning_again_changes_nothing(tmp_path: Path) -> None:
     assert before == {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in tmp_path.iterdir()}
 
 
+def test_a_changed_corpus_is_read_when_asked(tmp_path: Path) -> None:
+    location = open_location(str(tmp_path))
+    make_plan((cut(n) for n in range(3)), location, shard_hours=1.0, settings={})
+    before = (tmp_path / "plan.json").read_bytes()
+    again = make_plan((cut(n) for n in range(3)), location, shard_hours=1.0, settings={}, reuse=False)
+    assert (again.num_cuts, (tmp_path / "plan.json").read_bytes()) == (3, before)
+    longer = make_plan((cut(n) for n in range(4)), location, shard_hours=1.0, settings={}, reuse=False)
+    assert longer.num_cuts == 4
+    assert read_plan(location) == longer
+
+
 def test_a_plan_in_another_place_has_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
         make_plan(
@@ -69,7 +81,8 @@ def test_refused_utterances_are_listed(tmp_path: Path) -> None:
     refused = Refused(cut_id="bad", reason="has no audio")
     plan = make_plan([cut(1), refused, cut(2)], open_location(str(tmp_path)), shard_hours=1.0, settings={})
     assert (plan.num_cuts, plan.num_refused) == (2, 1)
-    assert list(plan.refused()) == [refused]
+    lines = plan.location.read_bytes("refused.jsonl").decode().splitlines()
+    assert [json.loads(line) for line in lines] == [{"cut_id": "bad", "reason": "has no audio"}]
 
 
 def test_nothing_usable_is_an_error_with_reasons(tmp_path: Path) -> None:

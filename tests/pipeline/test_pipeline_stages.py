@@ -49,7 +49,10 @@ def copy_of(done: tuple[dict[str, Any], Path], folder: Path, *parts: str) -> dic
     """A run file for a copy of some parts of the finished run."""
     tree, finished = done
     for part in parts:
-        shutil.copytree(finished / part, folder / "run" / part)
+        if (finished / part).is_file():
+            shutil.copy(finished / part, folder / "run" / part)
+        else:
+            shutil.copytree(finished / part, folder / "run" / part)
     return {**tree, "storage": {"root": str(folder / "run")}}
 
 
@@ -159,12 +162,7 @@ def test_killed_actor_costs_nothing(done: tuple[dict[str, Any], Path], tmp_path:
     run = make_run(tree, tmp_path)
     job = in_background(lambda: stages.extract_stage(run))
     wait_for_first_shard(tmp_path / "run" / "table", lambda: not job.done())
-    victims = [
-        int(process.name)
-        for process in Path("/proc").iterdir()
-        if process.name.isdigit() and command_line(process).startswith(b"ray::ExtractActor")
-    ]
-    os.kill(victims[0], signal.SIGKILL)
+    os.kill(own_processes(b"ray::ExtractActor")[0], signal.SIGKILL)
     summary = job.result()
     num_shards = len(stages.need_plan(run, "train").shards)
     assert (summary["shards_extracted"], summary["shards_failed"]) == (num_shards, 0)
@@ -180,11 +178,27 @@ def in_background(work: Callable[[], dict[str, Any]]) -> Future[dict[str, Any]]:
     return future
 
 
-def command_line(process: Path) -> bytes:
-    try:
-        return (process / "cmdline").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return b""
+def own_processes(title: bytes) -> list[int]:
+    """Workers of this test's Ray, not of a stranger's on the same machine; at least one."""
+    parents: dict[int, int] = {}
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                if (folder / "cmdline").read_bytes().startswith(title):
+                    found.append(int(folder.name))
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # ended meanwhile
+
+    def descends(process: int) -> bool:
+        while process and process != os.getpid():
+            process = parents.get(process, 0)
+        return process == os.getpid()
+
+    found = [process for process in found if descends(process)]
+    assert found, f"no process {title!r}"
+    return found
 
 
 def test_bad_utterances_are_left_out_and_listed(done: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
@@ -231,7 +245,7 @@ def test_codes_of_different_quantizers_do_not_mix(done: tuple[dict[str, Any], Pa
 def test_settings_that_do_not_fit_the_stored_quantizer(
     done: tuple[dict[str, Any], Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(stages.StageError, match="fitted with other settings"):
+    with pytest.raises(stages.StageError, match="other settings of quantizer: num_codebooks 2, now 4"):
         stages.fit_stage(make_run(done[0], tmp_path, "quantizer.num_codebooks=4"))
 
 
@@ -247,6 +261,96 @@ def test_a_truncated_table_file_is_named(done: tuple[dict[str, Any], Path], tmp_
     victim.write_bytes(victim.read_bytes()[:-100])
     with pytest.raises(TableError, match=victim.name):
         students.distill_stage(run)
+
+
+def test_shards_of_an_earlier_plan_are_not_mixed_in(
+    done: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    tree = copy_of(done, tmp_path, "quantizer", "table")
+    before = objects(make_run(tree, tmp_path).table)
+    run = make_run(tree, tmp_path, "extract.shard_hours=0.002")
+    with pytest.raises(stages.StageError, match=r"shards are not of this plan, such as shard-.*delete these"):
+        stages.extract_stage(run)
+    assert objects(run.table) == before
+
+
+def test_audio_that_is_not_mounted_costs_the_shard_and_not_the_utterances(
+    done: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    write_corpus(tmp_path / "corpus", train=6)
+    tree = {**copy_of(done, tmp_path, "quantizer"), "corpus": {"root": str(tmp_path / "corpus")}}
+    run = make_run(tree, tmp_path, "extract.shard_hours=0.1")
+    stages.plan_stage(run)
+    (tmp_path / "corpus/audio").rename(tmp_path / "elsewhere")
+    summary = stages.extract_stage(run)
+    assert (summary["shards_failed"], summary["table"]["rows"]) == (1, 0)
+    (failure,) = read_failures(run.table)
+    assert "utterances cannot be read" in failure.message
+    (tmp_path / "elsewhere").rename(tmp_path / "corpus/audio")
+    summary = stages.extract_stage(run)
+    assert (summary["shards_failed"], summary["table"]["rows"], read_failures(run.table)) == (0, 6, [])
+
+
+@pytest.mark.parametrize(
+    ("override", "stage", "message"),
+    [
+        ("extract.gpus_per_actor=1.0", stages.fit_stage, r"extract\.gpus_per_actor: a worker wants"),
+        (
+            "extract.cpus_per_actor=64.0",
+            stages.extract_stage,
+            r"extract\.cpus_per_actor.* a worker wants 64 CPUs",
+        ),
+        ("distill.workers=64", students.distill_stage, r"distill\.workers 64"),
+    ],
+)
+def test_workers_that_fit_nowhere_are_refused(
+    done: tuple[dict[str, Any], Path], tmp_path: Path, override: str, stage: Any, message: str
+) -> None:
+    parts = {stages.fit_stage: (), stages.extract_stage: ("quantizer",)}.get(stage, ("quantizer", "table"))
+    run = make_run(copy_of(done, tmp_path, *parts), tmp_path, override)
+    with pytest.raises((ValueError, stages.StageError), match=message):
+        stage(run)
+
+
+def test_a_damaged_student_is_trained_again(done: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    run = make_run(copy_of(done, tmp_path, "plan", "quantizer", "table", "students"), tmp_path)
+    weights = tmp_path / "run/students/mvqkd/student.safetensors"
+    whole_bytes = weights.read_bytes()
+    weights.write_bytes(whole_bytes[:-10])
+    with pytest.raises(stages.StageError, match="mvqkd distill"):
+        students.decode_stage(run)
+    students.distill_stage(run)
+    assert weights.read_bytes() == whole_bytes
+
+
+def test_a_reduction_is_of_two_students_that_differ_in_the_codes_only(
+    done: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    tree = copy_of(done, tmp_path, "plan", "quantizer", "table", "students", "report.json")
+    report = make_run(tree, tmp_path).read_report()
+    wer = {name: report["students"][name]["score"]["wer"] for name in ("baseline", "mvqkd")}
+    assert report["relative_wer_reduction"] == pytest.approx(1 - wer["mvqkd"] / wer["baseline"])
+    run = make_run(tree, tmp_path, "distill.epochs=1")
+    students.distill_stage(run)
+    students.decode_stage(run)
+    assert run.read_report()["relative_wer_reduction"] is None
+
+
+def test_a_test_part_without_audio_leaves_a_list(done: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus")
+    tree = {
+        **copy_of(done, tmp_path, "quantizer", "table", "students"),
+        "corpus": {"root": str(tmp_path / "corpus")},
+    }
+    run = make_run(tree, tmp_path)
+    stages.plan_stage(run)
+    shutil.rmtree(tmp_path / "corpus/audio/test")
+    errors = tmp_path / "run/students/mvqkd/errors.jsonl"
+    with pytest.raises(stages.StageError, match=str(errors)):
+        students.decode_stage(run)
+    lines = [json.loads(line) for line in errors.read_text().splitlines()]
+    assert [line["cut_id"] for line in lines] == ["test-000", "test-001", "test-002"]
+    assert all("no such audio file" in line["error"] for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -279,9 +383,8 @@ def test_training_resumes_after_its_process_is_killed(
     while not list((tmp_path / "run/students/mvqkd/checkpoints").rglob("state.pt")):
         assert not job.done() and time.monotonic() < deadline
         time.sleep(0.01)
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit() and b"RayTrainWorker" in command_line(process):
-            os.kill(int(process.name), signal.SIGKILL)
+    for process in own_processes(b"ray::RayTrainWorker"):
+        os.kill(process, signal.SIGKILL)
     job.result()
     weights = [
         (Path(r.student("mvqkd").base_path) / "student.safetensors").read_bytes() for r in (run, undisturbed)

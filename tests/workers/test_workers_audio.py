@@ -1,5 +1,7 @@
 """Waveforms, the look-ahead of decoding, and batches by length."""
 
+import errno
+import io
 import pickle
 import threading
 import time
@@ -119,6 +121,59 @@ def test_cut_without_samples(tmp_path: Path) -> None:
         load(cut)
 
 
+@pytest.mark.parametrize("code", [errno.EIO, errno.EMFILE, errno.ESTALE])
+def test_trouble_of_the_disk_is_not_the_utterances(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    cut = cut_of(write_sound(tmp_path / "a.wav", 0.5))
+
+    def fail(*_: object) -> None:
+        raise OSError(code, "trouble", "a.wav")
+
+    monkeypatch.setattr(Path, "open", fail)
+    with pytest.raises(OSError, match="trouble") as caught:
+        load(cut)
+    assert caught.value.errno == code
+
+
+def test_disk_that_fails_in_the_middle_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The decoder says that the file is bad; reading it through tells that the disk is."""
+    path = write_sound(tmp_path / "a.flac", 0.5)
+    cut = cut_of(path)
+    path.write_bytes(path.read_bytes()[:3000])
+
+    class Failing(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            if size != 1:
+                raise OSError(errno.EIO, "trouble")
+            return b"f"
+
+    monkeypatch.setattr(Path, "open", lambda *_: Failing())
+    with pytest.raises(OSError, match="trouble"):
+        load(cut)
+
+
+def test_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut = cut_of(write_sound(tmp_path / "a.wav", 0.5))
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "no", "a.wav")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(
+        AudioError, match=r"a: .*a.wav: the audio file may not be read; check its permissions"
+    ):
+        load(cut)
+
+
+def test_folder_in_the_place_of_a_file(tmp_path: Path) -> None:
+    cut = cut_of(write_sound(tmp_path / "a.wav", 0.5))
+    (tmp_path / "a.wav").unlink()
+    (tmp_path / "a.wav").mkdir()
+    with pytest.raises(AudioError, match=r"a: .*a.wav: no such audio file"):
+        load(cut)
+
+
 @pytest.mark.integration
 def test_audio_in_s3(tmp_path: Path, s3_environment: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"endpoint_url": s3_environment.endpoint_url}
@@ -148,6 +203,22 @@ def test_decoding_keeps_the_order_and_looks_ahead() -> None:
     assert next(stream) == 0
     assert len(started) <= 9
     assert list(stream) == [item * 10 for item in range(1, 100)]
+
+
+def test_how_far_decoding_looks_ahead_may_change() -> None:
+    started: list[int] = []
+
+    def decode(item: int) -> int:
+        started.append(item)
+        return item
+
+    ahead = [1, 0, 4, 3, 2, 1, 2, 1, 0, 0]
+    stream = decode_ahead(range(10), decode, threads=1, ahead=ahead)
+    for item, more in enumerate(ahead):
+        assert next(stream) == item
+        time.sleep(0.02)
+        assert len(started) <= item + more + 1
+    assert list(stream) == [] and started == list(range(10))
 
 
 def test_decoding_runs_in_other_threads() -> None:

@@ -1,6 +1,8 @@
 """Folder corpora and manifests: what is read, what is refused, and with which words."""
 
+import errno
 import gzip
+import io
 import json
 from itertools import islice
 from pathlib import Path
@@ -9,6 +11,7 @@ import fsspec
 import numpy as np
 import pytest
 import soundfile
+from botocore.exceptions import EndpointConnectionError
 from lhotse import CutSet, MonoCut, Recording
 from lhotse.audio import AudioSource
 from lhotse.cut import MultiCut
@@ -16,6 +19,7 @@ from pydantic import ValidationError
 from s3_server import S3Server
 from workers_fakes import cut_of, make_cuts, write_manifest, write_sound
 
+from storage.errors import StorageError
 from workers.audio import AudioLoader
 from workers.corpus import Corpus, CorpusConfig, CorpusError, Refused
 
@@ -99,6 +103,51 @@ def test_bad_audio_is_refused_and_the_rest_goes_on(tmp_path: Path) -> None:
     assert "cannot be read" in corrupt.reason and "write it again" in corrupt.reason
     assert isinstance(empty, Refused) and "empty.wav: the audio has no samples; remove it" in empty.reason
     assert isinstance(good, MonoCut)
+
+
+class Failing(io.FileIO):
+    """A file of a store that breaks off: nothing is read beyond `good` bytes."""
+
+    good, trouble = 0, OSError(errno.EIO, "the store broke off")
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self.tell() >= self.good:
+            raise self.trouble
+        return super().read(size)
+
+
+@pytest.mark.parametrize("good", [0, 20])
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        OSError(errno.EIO, "the store broke off"),
+        StorageError("s3://bucket", "the store broke off", "try again"),
+        EndpointConnectionError(endpoint_url="the store broke off"),
+    ],
+)
+def test_trouble_of_the_store_is_not_the_utterances(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, good: int, trouble: Exception
+) -> None:
+    write_sound(tmp_path / "audio/train/one.wav", 0.5)
+    corpus = folder_corpus(tmp_path, HEADER + "one\ttrain\tann\tA CAT\n")
+
+    def open_failing(url: str, options: object) -> Failing:
+        file = Failing(url)
+        file.good, file.trouble = good, trouble
+        return file
+
+    monkeypatch.setattr("workers.corpus.open_binary", open_failing)
+    with pytest.raises(type(trouble), match="the store broke off"):
+        only(corpus)
+
+
+def test_file_that_vanished_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_sound(tmp_path / "audio/train/one.wav", 0.5)
+    corpus = folder_corpus(tmp_path, HEADER + "one\ttrain\tann\tA CAT\n")
+    monkeypatch.setattr(Failing, "trouble", FileNotFoundError("gone"))
+    monkeypatch.setattr("workers.corpus.open_binary", lambda url, options: Failing(url))
+    refused = only(corpus)
+    assert isinstance(refused, Refused) and "one.wav: the audio cannot be read (gone)" in refused.reason
 
 
 def test_low_sampling_rate(tmp_path: Path) -> None:

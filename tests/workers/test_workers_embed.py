@@ -1,12 +1,14 @@
 """One bad utterance never costs another one, and a batch too large is done in halves."""
 
 import gc
+import time
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from lhotse import MonoCut
 from torch import Tensor
 from workers_fakes import FakeTeacher, make_cuts, make_embedder
 
@@ -87,15 +89,50 @@ def test_batch_too_large_for_the_device_is_halved(tmp_path: Path) -> None:
     assert max(map(len, teacher.batches)) == 2
 
 
-def test_utterance_too_large_for_the_device_is_left_out(tmp_path: Path) -> None:
+def test_utterance_too_large_for_the_device_is_told_from_a_bad_one(tmp_path: Path) -> None:
     cuts = make_cuts(tmp_path, [0.5, 0.9, 0.4])
     good, bad = split(list(make_embedder(FakeTeacher(oom_samples=8000), batch_seconds=4.0)(cuts)))
     assert sorted(good) == ["u000", "u002"]
-    assert bad["u001"].error == "OutOfMemoryError"
+    assert bad["u001"].stage == "device"
     assert bad["u001"].message == (
         "u001: the device has no memory for an utterance of 0.9 s alone; lower corpus.max_duration_s, "
-        "use a smaller teacher.dtype, or a larger device"
+        "use a smaller teacher.dtype, a larger device, or let nothing else run on it (CUDA out of memory)"
     )
+
+
+def test_utterance_is_tried_again_with_the_memory_given_back(tmp_path: Path) -> None:
+    class Fragmented(FakeTeacher):
+        refusals = 0
+
+        def encode(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
+            if self.refusals < 3:
+                self.refusals += 1
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().encode(waveforms)
+
+    teacher = Fragmented()
+    good, bad = split(list(make_embedder(teacher, batch_seconds=4.0)(make_cuts(tmp_path, [0.5] * 4))))
+    # Four, two, one, and that one again.
+    assert len(good) == 4 and not bad and teacher.batches == [[8000], [8000], [8000, 8000]]
+
+
+def test_two_batches_are_decoded_ahead_and_no_more(tmp_path: Path) -> None:
+    """The first batches have one long cut each, the last one has many short ones."""
+    cuts = make_cuts(tmp_path, [2.0, 1.9, 1.8, 1.7, 1.6, 1.5, *[0.1] * 20])
+    started: list[str] = []
+    embedder = make_embedder()
+    load = embedder._loader
+
+    def watched(cut: MonoCut) -> Tensor:
+        started.append(cut.id)
+        return load(cut)
+
+    embedder._loader = watched  # type: ignore[assignment]
+    results = embedder(cuts)
+    next(results)
+    time.sleep(0.3)
+    assert sorted(started) == ["u000", "u001", "u002"]
+    assert len(list(results)) == 25 and len(started) == 26
 
 
 def test_memory_of_a_failed_batch_is_given_back_before_the_halves(tmp_path: Path) -> None:

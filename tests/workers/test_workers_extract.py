@@ -1,5 +1,6 @@
 """One shard from audio to a committed Parquet object."""
 
+import gzip
 import hashlib
 from pathlib import Path
 
@@ -21,15 +22,17 @@ from storage.filesystem import Location, open_location
 from storage.table import IndexTable, check_row_matches
 from workers import extract
 from workers.audio import AudioLoader
-from workers.extract import Extractor, identity, speed_of, text_of
+from workers.extract import DeviceMemoryError, Extractor, UnreadableShardError, identity, speed_of, text_of
 from workers.shards import Shard, cut_from_json, cut_to_json, read_shard_cuts, write_shard_cuts
 
 
 def make_extractor(
-    folder: Path, plan: Location, teacher: FakeTeacher | None = None
+    folder: Path, plan: Location, teacher: FakeTeacher | None = None, **settings: float
 ) -> tuple[Extractor, IndexTable]:
     table = IndexTable.create(open_location(str(folder)), make_contract())
-    extractor = Extractor(embedder=make_embedder(teacher), quantizer=make_quantizer(), table=table, plan=plan)
+    extractor = Extractor(
+        embedder=make_embedder(teacher), quantizer=make_quantizer(), table=table, plan=plan, **settings
+    )
     return extractor, table
 
 
@@ -95,11 +98,56 @@ def test_failures_are_recorded(tmp_path: Path) -> None:
     assert (not_finite.cut_id, not_finite.stage) == ("u002", "teacher")
 
 
-def test_shard_of_bad_utterances_is_committed_empty(tmp_path: Path) -> None:
+def test_shard_without_its_audio_is_not_committed(tmp_path: Path) -> None:
+    """A disk that is not mounted on this machine: the shard is to be had elsewhere."""
     plan, shard = one_shard(tmp_path, make_cuts(tmp_path, [0.5, 0.4]))
     for path in tmp_path.glob("*.wav"):
         path.unlink()
     extractor, table = make_extractor(tmp_path / "table", plan)
+    with pytest.raises(
+        UnreadableShardError, match=r"2 of 2 utterances cannot be read.*no such audio.*raise extract.max_unr"
+    ):
+        extractor.run(shard)
+    assert table.committed() == set() and read_failures(table.location) == []
+
+
+@pytest.mark.parametrize(
+    ("missing", "settings"), [(2, {}), (3, {"max_unreadable": 0.3}), (1, {"max_unreadable": 0})]
+)
+def test_some_audio_may_be_missing(tmp_path: Path, missing: int, settings: dict[str, float]) -> None:
+    plan, shard = one_shard(tmp_path, make_cuts(tmp_path, [0.3] * 10))
+    for number in range(missing):
+        (tmp_path / f"u{number:03d}.wav").unlink()
+    extractor, table = make_extractor(tmp_path / "table", plan, **settings)
+    report = extractor.run(shard)
+    assert (report.num_rows, report.num_left_out) == (10 - missing, missing)
+    (tmp_path / "u009.wav").unlink()
+    extractor, table = make_extractor(tmp_path / "again", plan, **settings)
+    with pytest.raises(UnreadableShardError, match=f"{missing + 1} of 10 utterances"):
+        extractor.run(shard)
+    assert table.committed() == set()
+
+
+def test_what_the_teacher_refuses_is_not_unreadable(tmp_path: Path) -> None:
+    plan, shard = one_shard(tmp_path, make_cuts(tmp_path, [0.5, 0.02, 0.01, 0.015]))
+    report = make_extractor(tmp_path / "table", plan)[0].run(shard)
+    assert (report.num_rows, report.num_left_out) == (1, 3)
+
+
+def test_progress_is_in_hours(tmp_path: Path) -> None:
+    plan, shard = one_shard(tmp_path, make_cuts(tmp_path, [0.3, 0.9, 0.5, 0.4, 0.7]))
+    (tmp_path / "u002.wav").unlink()
+    seen: list[float] = []
+    make_extractor(tmp_path / "table", plan)[0].run(shard, progress=seen.append)
+    assert len(seen) == 5 and seen == sorted(seen) and len(set(seen)) == 5
+    assert seen[-1] == pytest.approx((0.3 + 0.9 + 0.5 + 0.4 + 0.7) / 3600)
+
+
+def test_shard_of_bad_utterances_is_committed_empty_where_that_is_allowed(tmp_path: Path) -> None:
+    plan, shard = one_shard(tmp_path, make_cuts(tmp_path, [0.5, 0.4]))
+    for path in tmp_path.glob("*.wav"):
+        path.unlink()
+    extractor, table = make_extractor(tmp_path / "table", plan, max_unreadable=1.0)
     report = extractor.run(shard)
     assert (report.num_rows, report.num_frames, report.hours) == (0, 0, 0.0)
     assert table.committed() == {report.name} and list(table.iter_rows()) == []
@@ -164,6 +212,11 @@ def test_damaged_plan(tmp_path: Path) -> None:
     plan.replace(shard.path, plan.read_bytes(other.path))
     with pytest.raises(ValueError, match=r"cuts-000000-.*changed since it was planned; delete the plan"):
         list(read_shard_cuts(plan, shard))
+    good = b"".join(gzip.compress(cut_to_json(cut).encode()) for cut in make_cuts(tmp_path, [0.3]))
+    for bad in (good[:-10], good[:40], b"\0" + good[1:], good[:30] + bytes(255 - x for x in good[30:])):
+        plan.replace(shard.path, bad)
+        with pytest.raises(ValueError, match=r"cuts-000000-.*damaged since it was planned .*delete the plan"):
+            list(read_shard_cuts(plan, shard))
     plan.remove(shard.path)
     with pytest.raises(StorageError, match="cuts-000000"):
         list(read_shard_cuts(plan, shard))
@@ -179,3 +232,15 @@ def test_speed_and_text_of_cuts(tmp_path: Path) -> None:
     later.start, later.text, earlier.text = 0.3, "last", "first"
     cut.supervisions = [later, earlier]
     assert text_of(cut) == "first last"
+
+
+def test_an_utterance_too_large_for_the_device_is_left_out_on_the_last_attempt_only(tmp_path: Path) -> None:
+    plan, shard = one_shard(tmp_path, make_cuts(tmp_path, [0.5, 0.9]))
+    extractor, table = make_extractor(tmp_path / "table", plan, FakeTeacher(oom_samples=8000))
+    with pytest.raises(DeviceMemoryError, match="u001: the device has no memory"):
+        extractor.run(shard, last_attempt=False)
+    assert not table.committed()
+    report = extractor.run(shard, last_attempt=True)
+    assert (report.num_rows, report.num_left_out) == (1, 1)
+    (failure,) = read_failures(table.location)
+    assert (failure.cut_id, failure.stage) == ("u001", "device")

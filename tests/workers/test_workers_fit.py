@@ -1,5 +1,6 @@
 """Fitting from audio to a stored quantizer, and going on after an interruption."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ CONFIG = FitConfig(
     state_every=4,
     valid_every=6,
 )
+SETTINGS = {"teacher": {"layer": 3}, "sample_hours": 1.5}
 
 
 def make_fitter(
@@ -33,13 +35,14 @@ def make_fitter(
         config=config,
         max_frames=max_frames,
         device=torch.device("cpu"),
+        settings=SETTINGS,
     )
 
 
 @pytest.fixture
 def sample(tmp_path: Path) -> Sample:
     cuts = make_cuts(tmp_path / "audio", [0.5, 0.6, 0.7, 0.8, 0.5, 0.4])
-    return Sample(train=tuple(cuts[:4]), valid=tuple(cuts[4:]))
+    return Sample(train=tuple(cuts[:4]), valid=tuple(cuts[4:]), held_out="recordings")
 
 
 def test_end_to_end(tmp_path: Path, sample: Sample) -> None:
@@ -51,14 +54,17 @@ def test_end_to_end(tmp_path: Path, sample: Sample) -> None:
     assert stored == metadata and quantizer.get_id() == metadata["id"]
     assert (quantizer.dim, quantizer.num_codebooks, quantizer.codebook_size) == (DIM, 2, 4)
     assert metadata["teacher"]["fingerprint"] == FakeTeacher().info.fingerprint
+    assert stored["settings"] == SETTINGS
     data = metadata["training_data"]
     teacher = FakeTeacher()
     assert data["frames"] == sum(teacher.num_frames(round(s * 16_000)) for s in (0.5, 0.7, 0.8))
     assert data["valid_frames"] == sum(teacher.num_frames(round(s * 16_000)) for s in (0.5, 0.4))
     assert [(x["cut_id"], x["stage"]) for x in data["left_out"]] == [("u001", "load")]
+    assert data["held_out"] == "recordings"
     assert 0 < metadata["valid_rrl"] < 1.5 and metadata["steps"] == CONFIG.steps
     assert sorted(location.list()) == ["quantizer.json", "quantizer.safetensors"]
-    assert [note["stage"] for note in notes[:6]] == ["embed"] * 6 and notes[5]["done"] == pytest.approx(1.0)
+    assert [note["stage"] for note in notes[:6]] == ["embed"] * 6
+    assert notes[5]["done"] == notes[5]["total"] == 6
     assert notes[-1]["stage"] == "fit" and notes[-1]["done"] == notes[-1]["total"] == CONFIG.steps
 
 
@@ -92,9 +98,39 @@ def test_resumed_fit_ends_at_the_same_quantizer(tmp_path: Path, sample: Sample) 
 def test_state_of_another_fit_is_not_taken_up(tmp_path: Path, sample: Sample) -> None:
     whole, broken = open_location(str(tmp_path / "whole")), open_location(str(tmp_path / "broken"))
     interrupt(broken, sample, make_fitter(broken))
-    other = Sample(train=sample.train[1:], valid=sample.valid)
+    other = replace(sample, train=sample.train[1:])
     expected = make_fitter(whole).run(other, lambda note: None)
     assert make_fitter(broken).run(other, lambda note: None)["id"] == expected["id"]
+
+
+def test_fit_goes_on_where_sums_are_rounded_otherwise(
+    tmp_path: Path, sample: Sample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on another kind of device, or with another number of threads."""
+    location = open_location(str(tmp_path / "quantizer"))
+    interrupt(location, sample, make_fitter(location))
+    real = FakeTeacher.encode
+    monkeypatch.setattr(FakeTeacher, "encode", lambda *given: [x * (1 + 1e-6) for x in real(*given)])
+    steps: list[int] = []
+    metadata = make_fitter(location).run(
+        sample, lambda n: steps.append(n["done"]) if n["stage"] == "fit" else None
+    )
+    assert steps[0] > 10 and metadata["steps"] == CONFIG.steps
+
+
+def test_state_of_an_older_version_is_not_taken_up(
+    tmp_path: Path, sample: Sample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, broken = open_location(str(tmp_path / "whole")), open_location(str(tmp_path / "broken"))
+    with monkeypatch.context() as patch:
+        patch.setattr("workers.fit.STATE_VERSION", 1)
+        interrupt(broken, sample, make_fitter(broken))
+    expected = make_fitter(whole).run(sample, lambda note: None)
+    steps: list[int] = []
+    resumed = make_fitter(broken).run(
+        sample, lambda n: steps.append(n["done"]) if n["stage"] == "fit" else None
+    )
+    assert steps[0] <= 10 and resumed["id"] == expected["id"]
 
 
 def test_damaged_state(tmp_path: Path, sample: Sample) -> None:
@@ -112,7 +148,9 @@ def test_nothing_can_be_embedded(tmp_path: Path, sample: Sample) -> None:
     ):
         make_fitter(open_location(str(tmp_path / "q"))).run(sample, lambda note: None)
     with pytest.raises(ValueError, match="the sample is empty"):
-        make_fitter(open_location(str(tmp_path / "q"))).run(Sample(train=(), valid=()), lambda note: None)
+        make_fitter(open_location(str(tmp_path / "q"))).run(
+            replace(sample, train=(), valid=()), lambda note: None
+        )
 
 
 def test_frames_are_bounded_and_evenly_thinned(tmp_path: Path, sample: Sample) -> None:

@@ -52,6 +52,7 @@ def test_spread_over_the_corpus(tmp_path: Path) -> None:
     assert len(speakers_of(sample.train) | speakers_of(sample.valid)) >= 25
     assert not speakers_of(sample.train) & speakers_of(sample.valid)
     assert 0.2 <= len(sample.valid) / len(numbers) <= 0.3
+    assert sample.held_out == "speakers"
 
 
 def test_many_shards_are_thinned_evenly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,11 +76,20 @@ def test_the_same_every_time_and_in_any_order(tmp_path: Path) -> None:
 def test_single_speaker_is_split_by_utterance(tmp_path: Path) -> None:
     sample = draw(tmp_path, cuts_without_audio(50, speakers=1), hours=1.0)
     assert len(sample.valid) == 10 and len(sample.train) == 40
+    assert sample.held_out == "utterances"
 
 
 def test_unknown_speakers_are_split_by_recording(tmp_path: Path) -> None:
     sample = draw(tmp_path, cuts_without_audio(50, speakers=0), hours=1.0)
     assert len(sample.valid) == 10 and not set(ids(sample.train)) & set(ids(sample.valid))
+    assert sample.held_out == "recordings"
+
+
+def test_one_unknown_speaker_makes_it_a_split_by_recording(tmp_path: Path) -> None:
+    cuts = cuts_without_audio(50, speakers=5)
+    cuts[7].supervisions[0].speaker = None
+    sample = draw(tmp_path, cuts, hours=1.0)
+    assert sample.held_out == "recordings" and len(sample.train) + len(sample.valid) == 50
 
 
 def test_two_utterances_do_and_one_does_not(tmp_path: Path) -> None:

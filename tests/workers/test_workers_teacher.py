@@ -48,6 +48,16 @@ def test_folder_in_s3_is_the_same_teacher(checkpoint: Path, s3_environment: S3Se
         open_teacher(TeacherConfig(path=f"s3://{s3_environment.bucket}/nowhere"), options=options)
 
 
+def test_revision_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(
+        "models.teachers.loading.load_teacher", lambda path, **settings: asked.append(settings["revision"])
+    )
+    open_teacher(TeacherConfig(path="some/teacher", revision="v1.2", device="cpu"), options={})
+    open_teacher(TeacherConfig(path="some/teacher", device="cpu"), options={})
+    assert asked == ["v1.2", None]
+
+
 def test_device() -> None:
     assert choose_device("cpu") == torch.device("cpu")
     assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")

@@ -15,6 +15,7 @@ from models.student import ConformerTransducer, StudentConfig
 from models.units import CharUnits
 from storage.table import IndexTable
 from workers.distill import trainer as trainer_module
+from workers.distill.data import Batch
 from workers.distill.settings import DistillConfig
 from workers.distill.trainer import Progress, StudentTrainer
 
@@ -42,9 +43,11 @@ def make_model(settings: DistillConfig) -> DistillationModel:
     )
 
 
-def make_trainer(table: IndexTable, settings: DistillConfig = SETTINGS) -> StudentTrainer:
+def make_trainer(
+    table: IndexTable, settings: DistillConfig = SETTINGS, *, device: str = "cpu"
+) -> StudentTrainer:
     batches = make_batches(table, seed=settings.seed, cache_mb=64, batch_seconds=settings.batch_seconds)
-    return StudentTrainer(make_model(settings), batches, settings, device=torch.device("cpu"))
+    return StudentTrainer(make_model(settings).to(device), batches, settings, device=torch.device(device))
 
 
 def run(trainer: StudentTrainer) -> tuple[list[Progress], list[bytes]]:
@@ -126,6 +129,8 @@ def test_weights_of_the_last_epochs_are_averaged(make_table: MakeTable) -> None:
     for name, tensor in trainer.student_state().items():
         if tensor.is_floating_point():
             torch.testing.assert_close(tensor, (ends[1][name] + ends[2][name]) / 2, msg=name)
+        else:
+            assert torch.equal(tensor, ends[2][name]), name
 
 
 def test_learning_rate(make_table: MakeTable) -> None:
@@ -149,6 +154,62 @@ def test_batch_of_bad_audio_does_not_break_the_training(
     seen, _ = run(trainer)
     assert seen[-1].step == 24 and seen[-1].left_out == 1 and list(trainer.left_out) == ["u003"]
     assert all(tensor.isfinite().all() for tensor in trainer.student_state().values())
+
+
+def everything(trainer: StudentTrainer) -> bytes:
+    """Model and optimizer, as bytes."""
+    file = io.BytesIO()
+    state = trainer.state()
+    torch.save({"model": state["model"], "optimizer": state["optimizer"]["state"]}, file)
+    return file.getvalue()
+
+
+NOTHING = Batch(cut_ids=(), features=(), units=(), targets=())
+
+
+def test_batch_of_bad_audio_changes_nothing(make_table: MakeTable) -> None:
+    trainer = make_trainer(make_table(LENGTHS))
+    for batch in trainer._batches.epoch(0):
+        trainer._train_step(batch)
+    before = everything(trainer)
+    assert trainer._train_step(NOTHING) is None
+    assert everything(trainer) == before
+    trainer._train_step(batch)
+    assert everything(trainer) != before
+
+
+def test_silence_that_stands_in_for_the_other_ranks_stays_out_of_the_batch_norms(
+    make_table: MakeTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(make_table(LENGTHS))
+    batch = next(iter(trainer._batches.epoch(0)))
+    trainer._train_step(batch)
+    buffers = {name: buffer.clone() for name, buffer in trainer.model.named_buffers()}
+    assert any("running_mean" in name for name in buffers)
+    weights = trainer.model.student.output.weight.detach().clone()
+    monkeypatch.setattr(trainer_module, "_several_processes", lambda: True)
+    assert trainer._train_step(NOTHING) is None
+    for name, buffer in trainer.model.named_buffers():
+        assert torch.equal(buffer, buffers[name]), name
+    # The step is taken, with the gradients of the other ranks.
+    assert not torch.equal(trainer.model.student.output.weight, weights)
+    trainer._train_step(batch)
+    assert any(not torch.equal(buffer, buffers[name]) for name, buffer in trainer.model.named_buffers())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_trains_and_averages_on_cuda(make_table: MakeTable) -> None:
+    table = make_table(LENGTHS)
+    trainer = make_trainer(table, device="cuda")
+    _, states = run(trainer)
+    assert trainer.step == trainer.total_steps and SETTINGS.average_epochs == SETTINGS.epochs == 2
+    resumed = make_trainer(table, device="cuda")
+    resumed.load_state(torch.load(io.BytesIO(states[0]), map_location="cuda", weights_only=True))
+    run(resumed)
+    for name, tensor in trainer.student_state().items():
+        assert tensor.device.type == "cpu"
+        torch.testing.assert_close(resumed.student_state()[name], tensor, rtol=1e-2, atol=1e-3, msg=name)
 
 
 def test_gradient_that_is_not_finite(make_table: MakeTable) -> None:
@@ -178,3 +239,12 @@ def test_a_long_epoch_says_where_it_is(make_table: MakeTable, monkeypatch: pytes
     seen, states = run(trainer)
     assert sorted({progress.step for progress in seen}) == list(range(1, trainer.total_steps + 1))
     assert len(states) == len(kept)
+
+
+def test_no_report_is_empty(make_table: MakeTable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However the half minutes fall, the end of an epoch has steps to tell of."""
+    monkeypatch.setattr(trainer_module, "REPORT_EVERY_S", 0.0)
+    trainer = make_trainer(make_table(LENGTHS))
+    seen, _ = run(trainer)
+    assert len(seen) == trainer.total_steps
+    assert all(progress.transducer_loss > 0 for progress in seen)

@@ -30,6 +30,7 @@ WINDOW_SHARDS = 8
 MAX_LEFT_OUT = 0.05
 
 RowKey = tuple[str, int]
+Durations = dict[str, list[float | None]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,42 @@ class Batch:
         return tuple(tensor.to(device, non_blocking=True) for tensor in tensors)
 
 
+def scan_table(table: IndexTable) -> tuple[Durations, list[str]]:
+    """What a training has to know of a table before its first step, in one reading of it.
+
+    Returns:
+        The duration of every row that has a transcript, None for the others, by shard; and the transcripts.
+
+    Raises:
+        ValueError: no row has a transcript.
+        TableError: a damaged file.
+    """
+
+    def read(name: str) -> tuple[list[float | None], list[str]]:
+        columns = table.read_shard(name, columns=["duration", "text"]).to_pydict()
+        durations, texts = [], []
+        for duration, text in zip(columns["duration"], columns["text"], strict=True):
+            usable = bool(text) and not text.isspace()
+            durations.append(duration if usable else None)
+            texts += [text] if usable else []
+        return durations, texts
+
+    names = sorted(table.committed())
+    all_durations: Durations = {}
+    all_texts: list[str] = []
+    # Several at a time: the table may be far away, and shards by the thousand.
+    for name, result in zip(names, decode_ahead(names, read, threads=8, ahead=16), strict=True):
+        assert not isinstance(result, AudioError)
+        all_durations[name], texts = result
+        all_texts += texts
+    if not all_texts:
+        raise ValueError(
+            f"{table.location.url}: no row has a transcript, so no student can be trained on it; "
+            "extract a corpus that has transcripts"
+        )
+    return all_durations, all_texts
+
+
 class TableBatches:
     """Training batches of one rank.
 
@@ -63,7 +100,8 @@ class TableBatches:
     are ranks may be left over in an epoch.
 
     Args:
-        table: the index table; rows without a transcript are passed over.
+        table: the index table.
+        durations: from `scan_table`; rows without one are passed over.
         loader: audio at the table's sampling rate.
         units: output units of the student.
         alignment: teacher frames to student frames.
@@ -74,12 +112,13 @@ class TableBatches:
         rank, world_size: this process among all.
 
     Raises:
-        ValueError: no row has a transcript, or there are fewer batches than ranks.
+        ValueError: there are fewer batches than ranks.
     """
 
     def __init__(
         self,
         table: IndexTable,
+        durations: Durations,
         *,
         loader: AudioLoader,
         units: Units,
@@ -100,19 +139,8 @@ class TableBatches:
         self._cache_bytes_left = cache_mb * 2**20
         self._lock = threading.Lock()
         self.left_out: dict[str, str] = {}
-        self._durations: dict[str, list[float | None]] = {}
-        names = sorted(table.committed())
-        # Several at a time: the table may be far away, and shards by the thousand.
-        columns = decode_ahead(names, self._read_durations, threads=8, ahead=16)
-        for name, durations in zip(names, columns, strict=True):
-            assert not isinstance(durations, AudioError)
-            self._durations[name] = durations
-        self.num_rows = sum(d is not None for column in self._durations.values() for d in column)
-        if not self.num_rows:
-            raise ValueError(
-                f"{table.location.url}: no row has a transcript, so no student can be trained on it; "
-                "extract a corpus that has transcripts"
-            )
+        self._durations = durations
+        self.num_rows = sum(d is not None for column in durations.values() for d in column)
         if not self.plan_epoch(0):
             raise ValueError(
                 f"{table.location.url}: {self.num_rows} utterances make too few batches for {world_size} "
@@ -139,11 +167,6 @@ class TableBatches:
             batches += window
         steps = len(batches) // self._world_size
         return batches[self._rank :: self._world_size][:steps]
-
-    def _read_durations(self, name: str) -> list[float | None]:
-        columns = self._table.read_shard(name, columns=["duration", "text"]).to_pydict()
-        pairs = zip(columns["duration"], columns["text"], strict=True)
-        return [duration if text and not text.isspace() else None for duration, text in pairs]
 
     def epoch(self, epoch: int, *, first_step: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, from `first_step` on.

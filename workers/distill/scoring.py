@@ -122,19 +122,14 @@ def score(results: Sequence[Recognized | AudioError]) -> Score:
 
 def _compare(cut: MonoCut, hypothesis: str) -> Recognized:
     reference, hypothesis = " ".join((text_of(cut) or "").split()), " ".join(hypothesis.split())
-    if reference:
-        measured = jiwer.process_words(reference, hypothesis)
-        counts = (measured.substitutions, measured.deletions, measured.insertions)
-    else:
-        # jiwer refuses empty references; every word recognized in silence is an insertion.
-        counts = (0, 0, len(hypothesis.split()))
+    measured = jiwer.process_words(reference, hypothesis)
     return Recognized(
         cut_id=cut.id,
         speaker=speaker_of(cut),
         reference=reference,
         hypothesis=hypothesis,
-        substitutions=counts[0],
-        deletions=counts[1],
-        insertions=counts[2],
+        substitutions=measured.substitutions,
+        deletions=measured.deletions,
+        insertions=measured.insertions,
         words=len(reference.split()),
     )

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from models.alignment import IGNORE
 from models.distillation import DistillationModel, Losses
 from models.features import HOP_SAMPLES, NUM_MEL_BINS, spec_augment
 from models.student import subsampled_length
+from workers.distill.average import WeightAverage
 from workers.distill.data import Batch, TableBatches
 from workers.distill.settings import DistillConfig
 
@@ -73,7 +73,7 @@ class StudentTrainer:
         self._settings, self._batches, self._device, self._rank = settings, batches, device, rank
         self.model = model
         self._wrapped = wrap(model)
-        self._average = AveragedModel(model.student, use_buffers=True)
+        self._average = WeightAverage(model.student)
         self._optimizer = torch.optim.AdamW(
             _decay_groups(model, settings.weight_decay), lr=settings.lr, betas=(0.9, 0.98)
         )
@@ -93,19 +93,21 @@ class StudentTrainer:
             for batch in self._batches.epoch(self._epoch, first_step=self._step_in_epoch):
                 clock.add(batch, self._train_step(batch))
                 self._step_in_epoch += 1
-                if self.step % self._settings.checkpoint_steps == 0 and self.step < self.total_steps:
+                if self._step_in_epoch == self._steps_per_epoch[self._epoch]:
+                    continue  # the end of the epoch is reported below
+                if self.step % self._settings.checkpoint_steps == 0:
                     clock.report(keep=True)
                 elif clock.seconds >= REPORT_EVERY_S:
                     clock.report(keep=False)
             self._epoch, self._step_in_epoch = self._epoch + 1, 0
             if self._epoch > self._settings.epochs - self._settings.average_epochs:
-                self._average.update_parameters(self.model.student)
-            clock.report(keep=self._epoch == self._settings.epochs)
+                self._average.update(self.model.student)
+            ended = self._epoch == self._settings.epochs
+            clock.report(keep=ended or self.step % self._settings.checkpoint_steps == 0)
 
     def student_state(self) -> dict[str, Tensor]:
         """Weights to recognize with: the mean of the last epochs, on the CPU."""
-        state = self._average.module.state_dict()
-        return {name: tensor.detach().to("cpu").contiguous() for name, tensor in state.items()}
+        return {name: tensor.to("cpu").contiguous() for name, tensor in self._average.mean().items()}
 
     def state(self) -> dict[str, Any]:
         """Everything that `load_state` needs to go on; loadable with `weights_only=True`."""
@@ -126,6 +128,8 @@ class StudentTrainer:
 
     def _train_step(self, batch: Batch) -> Losses | None:
         settings = self._settings
+        if not batch.cut_ids and not _several_processes():
+            return None  # all its audio was bad: nothing to learn, and nobody waits for gradients
         torch.manual_seed(random.Random(f"{settings.seed}/{self._rank}/{self.step}").getrandbits(63))
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
         for group in self._optimizer.param_groups:
@@ -133,7 +137,11 @@ class StudentTrainer:
         self._wrapped.train()
         losses: Losses | None = None
         if not batch.cut_ids:
-            # All audio of the batch was bad. The other ranks still wait for this rank's gradients.
+            # All audio of the batch was bad. The other ranks still wait for this rank's gradients. The silence
+            # that stands in must not get into the statistics of the batch norms.
+            for module in self._wrapped.modules():
+                if isinstance(module, nn.BatchNorm1d):
+                    module.eval()
             total = self._wrapped(*self._nothing().padded([NO_SOUND_TF], self._device)).total * 0.0
         else:
             features = [
@@ -235,8 +243,15 @@ class _Meter:
         self._reset()
 
 
+def _several_processes() -> bool:
+    """Whether this process trains together with others."""
+    distributed = torch.distributed
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
 def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices are decayed, biases and norms are not."""
+    """Tensors of one dimension (biases, the weights of norms) are not decayed; all others are: matrices,
+    convolutions, embeddings."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]

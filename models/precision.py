@@ -1,0 +1,22 @@
+"""Float32 matrix products that are float32, whatever the process allows otherwise."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def full_float32_products() -> Iterator[None]:
+    """Inside, CUDA computes float32 matrix products without TF32; before and after, as the process has set.
+
+    The switch of `torch.backends.cuda.matmul.allow_tf32`, under its newer name: that one can be read and put
+    back whichever of torch's ways the process has used to set it. It is one switch for the whole process.
+    """
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
