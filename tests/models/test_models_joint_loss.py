@@ -1,10 +1,11 @@
 """The codebook loss against the installed peer."""
 
-import multi_quantization
 import pytest
 import torch
 
 from models.joint_loss import JointCodebookLoss
+
+multi_quantization = pytest.importorskip("multi_quantization")
 
 SIZES = {"predictor_channels": 12, "num_codebooks": 4, "hidden_channels": 20, "codebook_size": 16}
 
