@@ -47,7 +47,7 @@ class CorpusConfig:
     ratio, drawn per utterance. Raises ValueError for values nothing can be synthesized from.
     """
 
-    minutes_train: float = 24.0
+    minutes_train: float = 12.0
     minutes_test: float = 4.0
     snr_db_low: float = 8.0
     snr_db_high: float = 25.0
