@@ -152,7 +152,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
-        raise _wrong(f"{path}: the run configuration is wrong", error) from error
+        raise _wrong(f"{path}: the run configuration is wrong", error, RunConfig) from error
 
 
 def load_storage_config(root: str, overrides: Sequence[str] = ()) -> StorageConfig:
@@ -167,15 +167,16 @@ def load_storage_config(root: str, overrides: Sequence[str] = ()) -> StorageConf
     try:
         return _StorageOnly.model_validate(tree).storage
     except ValidationError as error:
-        raise _wrong("only storage.endpoint_url and storage.region can be set here", error) from error
+        problem = "only storage.endpoint_url and storage.region can be set here"
+        raise _wrong(problem, error, _StorageOnly) from error
 
 
 class _StorageOnly(Section):
     storage: StorageConfig
 
 
-def _wrong(what: str, error: ValidationError) -> ConfigError:
-    problems = "\n".join(f"  {_explain(problem)}" for problem in error.errors())
+def _wrong(what: str, error: ValidationError, model: type[Section]) -> ConfigError:
+    problems = "\n".join(f"  {_explain(problem, model)}" for problem in error.errors())
     return ConfigError(f"{what}:\n{problems}")
 
 
@@ -197,7 +198,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     node[last] = value
 
 
-def _explain(problem: Any) -> str:
+def _explain(problem: Any, model: type[Section]) -> str:
     """One line for one pydantic error: the key's path, what is wrong, what to do."""
     # A union adds the name of the branch that was tried to the path; that is no key.
     path = ".".join(
@@ -205,7 +206,7 @@ def _explain(problem: Any) -> str:
     )
     kind, message = problem["type"], problem["msg"]
     if kind == "extra_forbidden":
-        known = _keys_at(problem["loc"][:-1])
+        known = _keys_at(model, problem["loc"][:-1])
         close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}"
         return f"{path}: unknown key; {hint}"
@@ -216,9 +217,9 @@ def _explain(problem: Any) -> str:
     return f"{path}: {message[0].lower()}{message[1:]}, not {problem['input']!r}"
 
 
-def _keys_at(location: Sequence[Any]) -> list[str]:
+def _keys_at(model: type[Section], location: Sequence[Any]) -> list[str]:
     """Known keys of the section at a path."""
-    section: Any = RunConfig
+    section: Any = model
     for part in location:
         section = section.model_fields[part].annotation
     return (
