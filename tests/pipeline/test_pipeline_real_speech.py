@@ -15,10 +15,10 @@ pytestmark = [pytest.mark.integration, pytest.mark.shared]
 
 @pytest.fixture(scope="module")
 def an4_part(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every 40th training utterance, and every 20th of the test part."""
+    """Every 16th training utterance, and every 20th of the test part."""
     source, root = shared / "corpora" / "an4", tmp_path_factory.mktemp("an4")
     header, *lines = (source / "transcripts.tsv").read_text().splitlines()
-    kept = [line for n, line in enumerate(lines) if n % (40 if "\ttrain\t" in line else 20) == 0]
+    kept = [line for n, line in enumerate(lines) if n % (16 if "\ttrain\t" in line else 20) == 0]
     (root / "transcripts.tsv").write_text("\n".join([header, *kept]) + "\n")
     for line in kept:
         utterance, split, *_ = line.split("\t")
@@ -41,7 +41,7 @@ def test_real_speech_becomes_a_table(ray_session: None, shared: Path, an4_part: 
     run = make_run(tree, tmp_path)
     plan = stages.plan_stage(run)
     assert plan["train_refused"] == 0
-    assert 20 <= plan["train_cuts"] <= 30
+    assert 50 <= plan["train_cuts"] <= 70
     fit = stages.fit_stage(run)
     assert fit["dim"] == 512
     assert fit["valid_rrl"] < 0.6
