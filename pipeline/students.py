@@ -106,7 +106,9 @@ def _train(run: Run, name: str, settings: DistillConfig, table: IndexTable, out:
     with cluster(run.config.cluster):
         cpus, gpus = resources()
         use_gpu = bool(gpus) and settings.gpus_per_worker != 0
-        if run.config.cluster.address == "local" and settings.workers > (gpus if use_gpu else cpus):
+        gpus_each = 1.0 if settings.gpus_per_worker == "auto" else settings.gpus_per_worker
+        too_many = settings.workers * gpus_each > gpus if use_gpu else settings.workers > cpus
+        if run.config.cluster.address == "local" and too_many:
             raise StageError(
                 f"distill.workers {settings.workers}: this machine has {cpus} CPUs and {gpus} GPUs for them; "
                 "ask for less"
