@@ -33,7 +33,12 @@ class QuantizerConfig(Section):
 
     num_codebooks: Annotated[int, Field(ge=1, le=64)] = 8
     codebook_size: Literal[16, 256] = 256
-    method: Literal["paper"] = "paper"
+    method: Literal["lsq", "paper"] = "lsq"
+    predictability: Annotated[float, Field(ge=0)] = 0.002
+    ordered: bool = False
+    round_frames: PositiveInt = 32_768
+    anneal_rounds: PositiveInt = 60
+    tolerance: PositiveFloat = 0.001
     phase_one_steps: PositiveInt = 10_000
     phase_two_steps: PositiveInt = 10_000
     batch_size: PositiveInt = 512
@@ -42,6 +47,14 @@ class QuantizerConfig(Section):
     max_frames: PositiveInt = 400_000
     valid_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     seed: int = 1
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.ordered and self.method != "lsq":
+            raise ValueError(
+                "quantizer.ordered needs quantizer.method lsq: the schedule of the paper knows no order"
+            )
+        return self
 
 
 class ExtractConfig(Section):

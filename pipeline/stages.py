@@ -110,17 +110,24 @@ def fit_stage(run: Run) -> dict[str, Any]:
         valid_fraction=config.valid_fraction,
         seed=config.seed,
     )
+    paper = config.method == "paper"
+    expected_steps = config.phase_one_steps + config.phase_two_steps if paper else 2 * config.anneal_rounds
     fit_config = FitConfig(
         num_codebooks=config.num_codebooks,
         codebook_size=config.codebook_size,
         method=config.method,
         batch_size=config.batch_size,
+        predictability=config.predictability,
+        ordered=config.ordered,
+        round_frames=config.round_frames,
+        anneal_rounds=config.anneal_rounds,
+        tolerance=config.tolerance,
         phase_one_steps=config.phase_one_steps,
         phase_two_steps=config.phase_two_steps,
         lr=config.lr,
         seed=config.seed,
-        valid_every=max(1, (config.phase_one_steps + config.phase_two_steps) // 20),
-        state_every=max(1, (config.phase_one_steps + config.phase_two_steps) // 20),
+        valid_every=max(1, expected_steps // 20),
+        state_every=max(1, expected_steps // 20),
     )
     with cluster(run.config.cluster):
         _, gpus = resources()
@@ -146,7 +153,7 @@ def fit_stage(run: Run) -> dict[str, Any]:
                 stage, done, total = note.pop("stage"), note.pop("done"), note.pop("total")
                 if stage not in shown:
                     bars.close()
-                    unit = "utterances" if stage == "embed" else "steps"
+                    unit = "utterances" if stage == "embed" else "steps" if paper else "rounds"
                     shown[stage] = bars.enter_context(bar(f"fit: {stage}", total=total, unit=unit))
                 shown[stage].update(done, **note)
 

@@ -38,9 +38,8 @@ def run_tree(corpus: Path, teacher: Path, out: Path) -> dict[str, Any]:
         "quantizer": {
             "num_codebooks": 2,
             "codebook_size": 16,
-            "phase_one_steps": 5,
-            "phase_two_steps": 5,
-            "batch_size": 64,
+            "anneal_rounds": 4,
+            "round_frames": 256,
         },
         "extract": {"shard_hours": 0.001, "batch_seconds": 30.0},
         "student": {

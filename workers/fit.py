@@ -30,7 +30,7 @@ from workers.sample import Sample
 ARTIFACT = "quantizer"
 STATE = "fit-state.safetensors"
 STATE_OF = "digest_of_fit"
-STATE_VERSION = 2
+STATE_VERSION = 3
 """Raised when the content of the state changes, so that a fit starts anew where an older one left its state."""
 
 
@@ -169,7 +169,7 @@ def load_quantizer(location: Location) -> tuple[Quantizer, dict[str, Any]]:
         ArtifactError: there is none, or it is damaged.
     """
     arrays, metadata = load_artifact(location, ARTIFACT)
-    return quantizer_from_arrays(arrays), metadata
+    return quantizer_from_arrays(arrays, metadata), metadata
 
 
 def _note(now: FitProgress) -> dict[str, Any]:

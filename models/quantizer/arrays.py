@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,27 +14,42 @@ from models.quantizer.quantizer import Quantizer
 _NAMES = ("to_logits.weight", "to_logits.bias", "centers", "logits_scale", "centers_scale", "id_buf")
 
 
-def quantizer_to_arrays(quantizer: Quantizer) -> tuple[dict[str, np.ndarray], dict[str, str | int]]:
-    """The state dict as arrays (float32, id_buf uint8), and the id and sizes as metadata."""
+def quantizer_to_arrays(quantizer: Quantizer) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The state dict as arrays (float32, id_buf uint8), and id, sizes and the way of encoding as metadata."""
     arrays = {
         name: t.detach().cpu().contiguous().numpy().copy() for name, t in quantizer.state_dict().items()
     }
-    metadata: dict[str, str | int] = {
+    metadata: dict[str, Any] = {
         "id": quantizer.get_id(),
         "dim": quantizer.dim,
         "num_codebooks": quantizer.num_codebooks,
         "codebook_size": quantizer.codebook_size,
+        "logprob_weight": quantizer.logprob_weight,
+        "prefix_weights": quantizer.prefix_weights and list(quantizer.prefix_weights),
     }
     return arrays, metadata
 
 
-def quantizer_from_arrays(arrays: Mapping[str, np.ndarray]) -> Quantizer:
+def quantizer_from_arrays(
+    arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any] | None = None
+) -> Quantizer:
     """The quantizer, on the CPU and in eval mode, whose arrays these are; the sizes follow from their shapes.
+
+    Args:
+        metadata: what `quantizer_to_arrays` gave with the arrays; without it, or where it says nothing of the way of
+            encoding, codes are searched for the least error, as the reference does.
 
     Raises:
         ValueError: a name is missing or unknown, or a shape does not fit.
     """
-    return _from_state({name: torch.from_numpy(np.array(a)) for name, a in arrays.items()}, "the arrays")
+    state = {name: torch.from_numpy(np.array(a)) for name, a in arrays.items()}
+    known = metadata or {}
+    return _from_state(
+        state,
+        "the arrays",
+        logprob_weight=known.get("logprob_weight", 0.0),
+        prefix_weights=known.get("prefix_weights"),
+    )
 
 
 def load_reference_checkpoint(path: str | Path) -> Quantizer:
@@ -55,7 +71,7 @@ def load_reference_checkpoint(path: str | Path) -> Quantizer:
     return _from_state(state, str(path))
 
 
-def _from_state(state: Mapping[str, Tensor], source: str) -> Quantizer:
+def _from_state(state: Mapping[str, Tensor], source: str, **encoding: Any) -> Quantizer:
     missing, unknown = sorted(set(_NAMES) - set(state)), sorted(set(state) - set(_NAMES))
     if missing or unknown:
         raise ValueError(f"{source} is no quantizer: missing {missing}, unknown {unknown}")
@@ -63,7 +79,7 @@ def _from_state(state: Mapping[str, Tensor], source: str) -> Quantizer:
         raise ValueError(f"{source}: centers has shape {tuple(state['centers'].shape)}, not (N, K, D)")
     num_codebooks, codebook_size, dim = state["centers"].shape
     with torch.random.fork_rng(devices=[]):
-        quantizer = Quantizer(dim, codebook_size, num_codebooks)
+        quantizer = Quantizer(dim, codebook_size, num_codebooks, **encoding)
     try:
         quantizer.load_state_dict(dict(state))
     except RuntimeError as error:

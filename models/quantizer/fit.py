@@ -2,102 +2,19 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from models.quantizer.fit_config import FitConfig, FitProgress, FitResult
+from models.quantizer.lsq import START_FRAMES_PER_ENTRY, LsqFit
 from models.quantizer.metrics import ROWS_PER_BLOCK, mean_frame, rrl_of_blocks, usage_entropy_bits
 from models.quantizer.quantizer import SCALE_SPEED, Quantizer
 from models.quantizer.trainer import QuantizerTrainer
 
 _PROGRESS_EVERY_STEPS = 10
 _ROWS_PER_BLOCK = 65536
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitConfig:
-    """How to fit. Checked when built; a bad value raises ValueError with its name.
-
-    Attributes:
-        num_codebooks: codebooks of the result; with 256 entries, bytes per frame.
-        codebook_size: entries per codebook: 4, 16, 64 or 256.
-        method: "paper" is the schedule of arXiv 2211.00508 (see `trainer.py`).
-        batch_size: frames per step.
-        phase_one_steps: steps with square-root codebooks (one more is taken, as in the reference).
-        phase_two_steps: steps with full codebooks.
-        lr: initial learning rate.
-        seed: fixes initial weights, order of the data and all else that is random.
-        valid_every: steps between measurements of the RRL on the validation frames.
-        state_every: steps between calls of `on_state`.
-    """
-
-    num_codebooks: int
-    codebook_size: int = 256
-    method: str = "paper"
-    batch_size: int = 512
-    phase_one_steps: int = 10000
-    phase_two_steps: int = 10000
-    lr: float = 0.005
-    seed: int = 0
-    valid_every: int = 500
-    state_every: int = 500
-
-    def __post_init__(self) -> None:
-        if self.method != "paper":
-            raise ValueError(f'method={self.method!r}; the only method is "paper"')
-        if self.codebook_size not in (4, 16, 64, 256):
-            raise ValueError(f"codebook_size={self.codebook_size}; use 4, 16, 64 or 256")
-        counts = (
-            "num_codebooks",
-            "batch_size",
-            "phase_one_steps",
-            "phase_two_steps",
-            "valid_every",
-            "state_every",
-        )
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if not self.lr > 0:
-            raise ValueError(f"lr={self.lr} must be above 0")
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps in all."""
-        return self.phase_one_steps + self.phase_two_steps + 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitProgress:
-    """Where a fit stands after `step` of `steps` steps."""
-
-    step: int
-    steps: int
-    phase: int
-    train_rrl: float
-    """Of the last batch, with the short search of a training step."""
-    valid_rrl: float | None
-    """With the full search, if it was measured at this step."""
-    learning_rate: float
-    elapsed_s: float
-    """Including the time before a resumption."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitResult:
-    """A fitted quantizer (eval mode, on the device of the fit) and what is known of it."""
-
-    quantizer: Quantizer
-    history: list[FitProgress]
-    """The steps at which valid_rrl was measured."""
-    valid_rrl: float
-    """sum ||x - x_hat||^2 / sum ||x - mean||^2 with the mean of the validation frames themselves."""
-    usage_entropy_bits: list[float]
-    """Per codebook, on the validation frames."""
-    codebook_correlations: list[list[float]]
-    steps: int
-    seconds: float
 
 
 def fit_quantizer(
@@ -112,8 +29,8 @@ def fit_quantizer(
 ) -> FitResult:
     """Fit a quantizer to frames that the caller has sampled.
 
-    The frames are shifted by their mean and divided by one number before training, and both are folded back
-    into the weights afterwards: the schedule's learning rates then mean the same for every teacher.
+    The frames are shifted by their mean and divided by one number first, and both are folded back into the weights
+    afterwards: learning rates and weights of losses then mean the same for every teacher.
     Equal data, config, device kind and number of threads give equal weights, and so the same id. A fit may be
     resumed on another device or with another number of threads, on frames that were rounded otherwise there.
 
@@ -122,7 +39,7 @@ def fit_quantizer(
         valid: (V, dim) frames not in `data`, best of other speakers.
         config: how to fit.
         device: where to fit; the device of `data` by default.
-        progress: called every 10 steps and whenever valid_rrl was measured.
+        progress: called after every round of lsq, every 10 steps of paper, and whenever valid_rrl was measured.
         on_state: called every `config.state_every` steps with tensors (flat names) to resume from.
         resume_state: what `on_state` got, to continue the same fit as if it had never stopped. The caller
             sees to it that the frames are those of the same utterances and teacher.
@@ -136,59 +53,62 @@ def fit_quantizer(
     _check_frames("valid", valid)
     if valid.shape[1] != data.shape[1]:
         raise ValueError(f"valid has {valid.shape[1]} channels, data {data.shape[1]}")
-    trainer = QuantizerTrainer(
-        data.shape[1],
-        config.num_codebooks,
-        device,
-        config.phase_one_steps,
-        config.phase_two_steps,
-        config.lr,
-        codebook_size=config.codebook_size,
-        seed=config.seed,
-    )
-    history: list[FitProgress] = []
-    before_s = 0.0
-    # What makes a fit this fit, beyond what the trainer itself checks.
-    identity = torch.tensor([*data.shape, config.batch_size, config.seed])
+    # What makes a fit this fit, beyond what the method itself checks.
+    identity = torch.tensor([*data.shape, config.batch_size, config.round_frames, config.seed])
     if resume_state is None:
         mean_D, scale = _mean_and_scale(data)
     else:
-        history, before_s = _resume(trainer, resume_state, identity, config)
+        _check_state(resume_state, identity)
         # Not measured again: other threads and devices sum in another order, and the weights fit to these.
         mean_D, scale = resume_state["mean"], float(resume_state["scale"])
     mean_D = mean_D.to(device)
+
+    def normalized(rows: Tensor) -> Tensor:
+        return (rows.to(device, torch.float32) - mean_D) / scale
+
     started = time.monotonic()
-    batches = _Batches(data, batch_size=config.batch_size, seed=config.seed)
+    batches = _Batches(data, batch_size=_frames_per_step(config), seed=config.seed)
+    method = _start(config, data, normalized, device)
+    history: list[FitProgress] = []
+    before_s = 0.0
+    if resume_state is not None:
+        prefix = f"{config.method}."
+        method.load_state_dict(
+            {k.removeprefix(prefix): t for k, t in resume_state.items() if k.startswith(prefix)}
+        )
+        history, before_s = _unpacked(resume_state["history"])
     valid = valid.to(device)
-    while not trainer.done():
-        phase, learning_rate = trainer.phase, trainer.learning_rate
-        batch_BD = batches.at(trainer.cur_iter).to(device, torch.float32)
-        losses = trainer.step((batch_BD - mean_D) / scale)
-        step = trainer.cur_iter
-        measure = step % config.valid_every == 0 or trainer.done()
-        if measure or step % _PROGRESS_EVERY_STEPS == 0:
+
+    def elapsed_s() -> float:
+        return before_s + time.monotonic() - started
+
+    while not method.done():
+        train_rrl = method.step(normalized(batches.at(method.position)))
+        if config.max_seconds is not None:
+            method.note_time(elapsed_s() / config.max_seconds)
+        step = method.position
+        measure = step % config.valid_every == 0 or method.done()
+        if measure or config.method != "paper" or step % _PROGRESS_EVERY_STEPS == 0:
             valid_rrl = None
             if measure:
-                valid_rrl, _ = _evaluate(_folded(trainer.quantizer, mean_D, scale), valid)
+                valid_rrl, _ = _evaluate(_folded(method.quantizer(), mean_D, scale), valid)
             now = FitProgress(
                 step=step,
-                steps=config.steps,
-                phase=phase,
-                train_rrl=float(losses[0]),
+                steps=method.total,
+                phase=method.phase,
+                train_rrl=train_rrl,
                 valid_rrl=valid_rrl,
-                learning_rate=learning_rate,
-                elapsed_s=before_s + time.monotonic() - started,
+                elapsed_s=elapsed_s(),
             )
             if measure:
                 history.append(now)
             if progress is not None:
                 progress(now)
-        if on_state is not None and step % config.state_every == 0 and not trainer.done():
-            state = {f"trainer.{name}": tensor for name, tensor in trainer.state_dict().items()}
-            elapsed_s = before_s + time.monotonic() - started
-            state |= {"identity": identity, "history": _packed(history, elapsed_s)}
+        if on_state is not None and step % config.state_every == 0 and not method.done():
+            state = {f"{config.method}.{name}": tensor for name, tensor in method.state_dict().items()}
+            state |= {"identity": identity, "history": _packed(history, elapsed_s())}
             on_state({**state, "mean": mean_D.cpu(), "scale": torch.tensor(scale, dtype=torch.float64)})
-    quantizer = _folded(trainer.get_quantizer(), mean_D, scale)
+    quantizer = _folded(method.quantizer(), mean_D, scale)
     quantizer.set_id_from_weights()
     final_rrl, entropy_N = _evaluate(quantizer, valid)
     return FitResult(
@@ -197,8 +117,87 @@ def fit_quantizer(
         valid_rrl=final_rrl,
         usage_entropy_bits=entropy_N.tolist(),
         codebook_correlations=quantizer.compute_codebook_correlations().tolist(),
-        steps=trainer.cur_iter,
-        seconds=before_s + time.monotonic() - started,
+        steps=method.position,
+        seconds=elapsed_s(),
+    )
+
+
+class _Method(Protocol):
+    """A way of fitting, on normalized frames."""
+
+    @property
+    def position(self) -> int: ...
+    @property
+    def total(self) -> int: ...
+    @property
+    def phase(self) -> int: ...
+    def done(self) -> bool: ...
+    def step(self, x_BD: Tensor) -> float: ...
+    def note_time(self, used: float) -> None: ...
+    def quantizer(self) -> Quantizer: ...
+    def state_dict(self) -> dict[str, Tensor]: ...
+    def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
+
+
+class _PaperFit:
+    """The trainer of the paper's schedule as a method."""
+
+    def __init__(self, trainer: QuantizerTrainer) -> None:
+        self._trainer = trainer
+        self.phase = trainer.phase
+        self.total = trainer.phase_one_iters + trainer.phase_two_iters + 1
+        self.done, self.state_dict, self.load_state_dict = (
+            trainer.done,
+            trainer.state_dict,
+            trainer.load_state_dict,
+        )
+
+    @property
+    def position(self) -> int:
+        return self._trainer.cur_iter
+
+    def step(self, x_BD: Tensor) -> float:
+        self.phase = self._trainer.phase
+        return float(self._trainer.step(x_BD)[0])
+
+    def note_time(self, used: float) -> None:
+        """The schedule counts steps."""
+
+    def quantizer(self) -> Quantizer:
+        return self._trainer.quantizer
+
+
+def _frames_per_step(config: FitConfig) -> int:
+    return config.batch_size if config.method == "paper" else config.round_frames
+
+
+def _start(
+    config: FitConfig, data: Tensor, normalized: Callable[[Tensor], Tensor], device: torch.device
+) -> _Method:
+    if config.method == "paper":
+        trainer = QuantizerTrainer(
+            data.shape[1],
+            config.num_codebooks,
+            device,
+            config.phase_one_steps,
+            config.phase_two_steps,
+            config.lr,
+            codebook_size=config.codebook_size,
+            seed=config.seed,
+        )
+        return _PaperFit(trainer)
+    start = _Batches(data, batch_size=START_FRAMES_PER_ENTRY * config.codebook_size, seed=config.seed).at(0)
+    return LsqFit(
+        normalized(start),
+        num_codebooks=config.num_codebooks,
+        codebook_size=config.codebook_size,
+        num_frames=len(data),
+        round_frames=config.round_frames,
+        anneal_rounds=config.anneal_rounds,
+        tolerance=config.tolerance,
+        predictability=config.predictability,
+        ordered=config.ordered,
+        seed=config.seed,
     )
 
 
@@ -250,7 +249,13 @@ def _mean_and_scale(data: Tensor) -> tuple[Tensor, float]:
 def _folded(quantizer: Quantizer, mean_D: Tensor, scale: float) -> Quantizer:
     """The quantizer for frames x that does what `quantizer` does for (x - mean) / scale."""
     with torch.random.fork_rng(devices=[]):
-        folded = Quantizer(quantizer.dim, quantizer.codebook_size, quantizer.num_codebooks)
+        folded = Quantizer(
+            quantizer.dim,
+            quantizer.codebook_size,
+            quantizer.num_codebooks,
+            logprob_weight=quantizer.logprob_weight * scale**2,
+            prefix_weights=quantizer.prefix_weights,
+        )
     folded.to(mean_D.device)
     logits_factor = (quantizer.logits_scale * SCALE_SPEED).exp() / scale
     centers_factor = (quantizer.centers_scale * SCALE_SPEED).exp() * scale
@@ -259,7 +264,11 @@ def _folded(quantizer: Quantizer, mean_D: Tensor, scale: float) -> Quantizer:
         quantizer.to_logits.bias - logits_factor * (quantizer.to_logits.weight @ mean_D)
     )
     folded.logits_scale.copy_(logits_factor.log() / SCALE_SPEED)
-    folded.centers.copy_(quantizer.centers + mean_D / (quantizer.num_codebooks * centers_factor))
+    folded.centers.copy_(quantizer.centers)
+    if quantizer.prefix_weights is None:
+        folded.centers.add_(mean_D / (quantizer.num_codebooks * centers_factor))
+    else:
+        folded.centers[0].add_(mean_D / centers_factor)  # every prefix has the first codebook
     folded.centers_scale.copy_(centers_factor.log() / SCALE_SPEED)
     return folded.eval()
 
@@ -279,32 +288,30 @@ def _evaluate(quantizer: Quantizer, valid: Tensor) -> tuple[float, Tensor]:
 
 def _packed(history: list[FitProgress], elapsed_s: float) -> Tensor:
     """The history as one row a measurement, and a last row that only tells the time."""
-    rows = [[p.step, p.phase, p.train_rrl, p.valid_rrl, p.learning_rate, p.elapsed_s] for p in history]
-    return torch.tensor([*rows, [0, 0, 0.0, 0.0, 0.0, elapsed_s]], dtype=torch.float64)
+    rows = [[p.step, p.steps, p.phase, p.train_rrl, p.valid_rrl, p.elapsed_s] for p in history]
+    return torch.tensor([*rows, [0, 0, 0, 0.0, 0.0, elapsed_s]], dtype=torch.float64)
 
 
-def _resume(
-    trainer: QuantizerTrainer, state: dict[str, Tensor], identity: Tensor, config: FitConfig
-) -> tuple[list[FitProgress], float]:
+def _unpacked(packed: Tensor) -> tuple[list[FitProgress], float]:
+    *rows, last = packed.tolist()
+    history = [
+        FitProgress(
+            step=int(step),
+            steps=int(steps),
+            phase=int(phase),
+            train_rrl=train_rrl,
+            valid_rrl=valid_rrl,
+            elapsed_s=elapsed_s,
+        )
+        for step, steps, phase, train_rrl, valid_rrl, elapsed_s in rows
+    ]
+    return history, last[-1]
+
+
+def _check_state(state: dict[str, Tensor], identity: Tensor) -> None:
     complete = {"identity", "history", "mean", "scale"} <= set(state)
     if not complete or not torch.equal(state["identity"].cpu(), identity):
         raise ValueError(
             "this state is of a fit to other data or with other settings; resume with the same data and "
             "config, or start anew"
         )
-    prefix = "trainer."
-    trainer.load_state_dict({k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)})
-    *rows, last = state["history"].tolist()
-    history = [
-        FitProgress(
-            step=int(step),
-            steps=config.steps,
-            phase=int(phase),
-            train_rrl=train_rrl,
-            valid_rrl=valid_rrl,
-            learning_rate=learning_rate,
-            elapsed_s=elapsed_s,
-        )
-        for step, phase, train_rrl, valid_rrl, learning_rate, elapsed_s in rows
-    ]
-    return history, last[-1]

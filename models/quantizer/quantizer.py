@@ -8,6 +8,7 @@ Shape suffixes: B frames, N codebooks, K entries per codebook, M = N * K, D embe
 
 import hashlib
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,16 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.precision import full_float32_products
-from models.quantizer.search import GramTables, beam_search
+from models.quantizer.search import Effort, SearchTables
 
 SCALE_SPEED = 10.0
 """The learned scales enter as exp(10 * parameter): ten times their learning rate, as in the reference."""
 
-ENCODE_BEAMS = 12
-TRAIN_BEAMS = 4
-"""A training step needs good codes, not the best; the start by the classifier carries over."""
-
 _ROWS_PER_MATMUL = {"cpu": 256, "cuda": 4096}
+_ROWS_PER_SEARCH = 2048
 
 
 class Quantizer(nn.Module):
@@ -34,8 +32,14 @@ class Quantizer(nn.Module):
         dim: embedding dimension.
         codebook_size: entries per codebook, a power of two.
         num_codebooks: any number from 1.
+        logprob_weight: squared error that one nat of the classifier's -log p is worth when codes are searched:
+            above 0, codes that the classifier expects are preferred to others that are hardly nearer.
+        prefix_weights: N numbers; encoding then minimises the sum over k of number k times the squared error of
+            the first k codebooks' sum, so that the first codes alone are a code too. None: the whole sum counts.
 
-    Parameters are initialised from torch's global generator; the id as well, so a seed fixes both.
+    The last two say how to encode and are no part of the state dict, whose names are the reference's;
+    `quantizer_to_arrays` keeps them. Parameters are initialised from torch's global generator; the id as well, so a
+    seed fixes both.
 
     The tables of the search (see `search.py`; N * K squared numbers) are kept between calls and built anew
     when the centers have changed.
@@ -46,12 +50,30 @@ class Quantizer(nn.Module):
 
     id_buf: Tensor
 
-    def __init__(self, dim: int, codebook_size: int, num_codebooks: int) -> None:
+    def __init__(
+        self,
+        dim: int,
+        codebook_size: int,
+        num_codebooks: int,
+        *,
+        logprob_weight: float = 0.0,
+        prefix_weights: Sequence[float] | None = None,
+    ) -> None:
         super().__init__()
         if dim < 1 or num_codebooks < 1:
             raise ValueError(f"dim={dim} and num_codebooks={num_codebooks} must be at least 1")
         if codebook_size < 2 or codebook_size & (codebook_size - 1):
             raise ValueError(f"codebook_size={codebook_size} must be a power of two, such as 16 or 256")
+        if not 0 <= logprob_weight < math.inf:
+            raise ValueError(f"logprob_weight={logprob_weight} must be a number from 0")
+        if prefix_weights is not None and (
+            len(prefix_weights) != num_codebooks or min(prefix_weights) < 0 or not prefix_weights[-1] > 0
+        ):
+            raise ValueError(
+                f"prefix_weights={list(prefix_weights)}: give {num_codebooks} numbers from 0, the last one above 0"
+            )
+        self.logprob_weight = logprob_weight
+        self.prefix_weights = None if prefix_weights is None else tuple(prefix_weights)
         self.dim = dim
         self.codebook_size = codebook_size
         self.num_codebooks = num_codebooks
@@ -64,16 +86,18 @@ class Quantizer(nn.Module):
         self.register_buffer(
             "id_buf", _id_tensor("".join(digits[i] for i in torch.randint(16, (8,)).tolist()))
         )
-        self._tables: GramTables | None = None
-        self._tables_of: Tensor | None = None
+        self._tables: SearchTables | None = None
+        self._tables_of: tuple[Tensor, ...] = ()
 
     def get_id(self) -> str:
         """Eight hex digits that name this quantizer, kept in the state dict."""
         return bytes(self.id_buf.tolist()).decode("ascii")
 
     def set_id_from_weights(self) -> str:
-        """Derive the id from the weights (SHA-256), so that equal weights have equal ids; returns it."""
+        """Derive the id from the weights and the way of encoding (SHA-256), so that equal ones have equal ids."""
         digest = hashlib.sha256()
+        if self.logprob_weight or self.prefix_weights:
+            digest.update(repr((self.logprob_weight, self.prefix_weights)).encode())
         for name, tensor in sorted(self.named_parameters()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -171,8 +195,8 @@ class Quantizer(nn.Module):
 
         Args:
             x: (*, D), any float dtype.
-            refine_indexes_iters: passes of the search at most; 0 takes the classifier's guess. Unlike the
-                reference's, a pass never raises a frame's squared error, and a frame stops early.
+            refine_indexes_iters: how long to search; 1 stops in the first minimum, more passes never end in a
+                worse code, and 0 takes the classifier's guess instead. Few frames need all passes.
             as_bytes: return uint8, with several codes to a byte where they fit (two of 16 entries, if the
                 number of codebooks is even).
 
@@ -211,13 +235,8 @@ class Quantizer(nn.Module):
             codes_BN = logits_BNK.argmax(dim=2)
             if refine_indexes_iters > 0:
                 tables = self._search_tables()
-                codes_BN = beam_search(
-                    tables.entry_costs(x_BD),
-                    codes_BN,
-                    tables,
-                    width=TRAIN_BEAMS,
-                    max_passes=refine_indexes_iters,
-                )
+                effort = Effort.of_passes(refine_indexes_iters, self.num_codebooks)
+                codes_BN = tables.search(tables.entry_costs(x_BD), effort, codes_BN)
         error = (self._sum_of_centers(codes_BN) - x_BD).square().sum()
         reconstruction = error / ((x_BD - self.get_data_mean()).square().sum() + 1e-20)
         logprobs_BNK = logits_BNK.log_softmax(dim=2)
@@ -259,31 +278,48 @@ class Quantizer(nn.Module):
         return x_BD
 
     def _encode_in_blocks(self, x_BD: Tensor, passes: int) -> Tensor:
-        tables = self._search_tables() if passes > 0 else None
         block = _ROWS_PER_MATMUL.get(x_BD.device.type, 4096)
-        codes = []
-        for rows_BD in x_BD.split(block):
+        tables = self._search_tables() if passes > 0 else None
+        effort = Effort.of_passes(passes, self.num_codebooks)
+
+        def in_blocks(rows_BD: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
             # A matrix product rounds differently for other numbers of rows, hence always the same.
-            full_BD = F.pad(rows_BD, (0, 0, 0, block - len(rows_BD)))
-            codes_BN = self._logits(full_BD)[: len(rows_BD)].argmax(dim=2)
-            if tables is not None:
-                cost_BNK = tables.entry_costs(full_BD)[: len(rows_BD)]
-                codes_BN = beam_search(cost_BNK, codes_BN, tables, width=ENCODE_BEAMS, max_passes=passes)
-            codes.append(codes_BN)
-        return torch.cat(codes)
+            parts = [
+                product(F.pad(part_BD, (0, 0, 0, block - len(part_BD))))[: len(part_BD)]
+                for part_BD in rows_BD.split(block)
+            ]
+            return torch.cat(parts)
+
+        if tables is None:
+            return in_blocks(x_BD, lambda full_BD: self._logits(full_BD).argmax(dim=2))
+        return torch.cat(
+            [
+                tables.search(in_blocks(rows_BD, tables.entry_costs), effort)
+                for rows_BD in x_BD.split(max(block, _ROWS_PER_SEARCH))
+            ]
+        )
 
     @torch.no_grad()
-    def _search_tables(self) -> GramTables:
-        centers_NKD = self.get_centers()
+    def _search_tables(self) -> SearchTables:
+        parts: tuple[Tensor, ...] = (self.get_centers(),)
+        if self.logprob_weight:
+            scale = (self.logits_scale * SCALE_SPEED).exp()
+            parts += (scale * self.to_logits.weight, self.to_logits.bias.clone())
         # Compared by value: fused optimizers and writes through `.data` leave no trace in version counters.
-        if self._tables is None or not _same(self._tables_of, centers_NKD):
+        if self._tables is None or not _same(self._tables_of, parts):
             self._tables = None  # so that two sets are never held at once
-            self._tables, self._tables_of = GramTables.build(centers_NKD), centers_NKD
+            self._tables = SearchTables.build(
+                parts[0],
+                logits=(parts[1], parts[2]) if self.logprob_weight else None,
+                logprob_weight=self.logprob_weight,
+                prefix_weights=self.prefix_weights,
+            )
+            self._tables_of = parts
         return self._tables
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles leave the tables behind: they are large and cheap to build."""
-        return {**self.__dict__, "_tables": None, "_tables_of": None}
+        return {**self.__dict__, "_tables": None, "_tables_of": ()}
 
     def _rows(self, codes_BN: Tensor) -> Tensor:
         return codes_BN + torch.arange(self.num_codebooks, device=codes_BN.device) * self.codebook_size
@@ -321,7 +357,8 @@ def _id_tensor(quantizer_id: str) -> Tensor:
     return torch.tensor(list(quantizer_id.encode("ascii")), dtype=torch.uint8)
 
 
-def _same(known: Tensor | None, current: Tensor) -> bool:
-    if known is None or known.device != current.device or known.dtype != current.dtype:
-        return False
-    return torch.equal(known, current)
+def _same(known: tuple[Tensor, ...], current: tuple[Tensor, ...]) -> bool:
+    return len(known) == len(current) and all(
+        a.device == b.device and a.dtype == b.dtype and torch.equal(a, b)
+        for a, b in zip(known, current, strict=True)
+    )

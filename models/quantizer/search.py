@@ -5,145 +5,213 @@ Choosing one entry per codebook so that their sum is nearest to a frame is a dis
     ||x - sum_n c_n||^2 = ||x||^2 + sum_n (||c_n||^2 - 2 x.c_n) + sum_{n != m} c_n.c_m
 
 With the inner products of all centers tabulated once, and x.c for all centers from one matrix product per
-frame, no step of the search touches the embedding dimension again.
+frame, no step of the search touches the embedding dimension again. Two more terms have the same form and cost
+nothing more: the classifier's -log p of the chosen codes, which is linear in x up to a constant of the frame, and
+the errors of the sums of the first k codebooks, which only weight the inner products.
 
-Shape suffixes: B frames, N codebooks, K entries per codebook, M = N * K, D embedding dimension, W beams.
+The search keeps, for one complete code, what every entry of every codebook would cost in place of the present one.
+It starts greedily, one codebook after the other. Then the best single replacement is made, again and again; in a
+minimum the least bad one is made, and the codebooks replaced last are left alone for some moves unless that would
+be a new best (tabu search, Glover 1989), so that the search climbs out instead of falling back. The best code seen
+is the result.
+
+Shape suffixes: B frames, N codebooks, K entries per codebook, M = N * K, D embedding dimension.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import accumulate
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+MAX_TENURE = 3
+_PATIENCE_PER_PASS = 4
+_MOVES_PER_PASS = 4
+TOLERANCE = 1e-6
+"""Costs that differ by less than this part of the costs' spread are equal: rounding must not look like progress."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class GramTables:
-    """What the search needs of the codebooks, all float32 (or the dtype of the centers).
+class Effort:
+    """How long a frame is searched.
 
-    Every codebook is taken relative to its own mean: the sum is the same once `offset_D` is taken off the
-    frame, and the inner products stay small where embeddings have a large common offset, which is what
-    float32 would lose its digits to.
+    Attributes:
+        moves: replacements after the start, at most.
+        patience: how many of them in a row may fail to reach a new best; 0 stops in the first minimum.
+        tenure: moves for which a codebook that was replaced is left alone.
     """
 
-    offset_D: Tensor
-    centers_MD: Tensor
-    norms_M: Tensor
-    cross_NMK: Tensor
-    """cross_NMK[n, m, k] is twice the inner product of center m (of all) and entry k of codebook n; zero
-    where m belongs to codebook n itself, since a code never holds two of its entries."""
+    moves: int
+    patience: int
+    tenure: int
 
     @staticmethod
-    def build(centers_NKD: Tensor) -> "GramTables":
-        """Tabulate the inner products; costs M * M * D / 2 multiplications and M * M numbers."""
+    def of_passes(passes: int, num_codebooks: int) -> "Effort":
+        """What `refine_indexes_iters` means; more passes go on where fewer would have stopped."""
+        patience = _PATIENCE_PER_PASS * (passes - 1)
+        return Effort(
+            moves=_MOVES_PER_PASS * passes * num_codebooks + patience,
+            patience=patience,
+            tenure=min(MAX_TENURE, num_codebooks // 2),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchTables:
+    """What the search needs of a quantizer, all float32 (or the dtype of the centers).
+
+    Every codebook is taken relative to its own mean: the sum is the same once `offset_D` is taken off the frame,
+    and the inner products stay small where embeddings have a large common offset, which is what float32 would lose
+    its digits to.
+    """
+
+    num_codebooks: int
+    offset_D: Tensor
+    linear_DM: Tensor
+    """A frame's inner product with column m is what center m costs in that frame, up to `bias_M`."""
+    bias_M: Tensor
+    cross_MM: Tensor
+    """What two centers cost together; zero where both are of one codebook, since a code never holds both."""
+
+    @staticmethod
+    def build(
+        centers_NKD: Tensor,
+        *,
+        logits: tuple[Tensor, Tensor] | None = None,
+        logprob_weight: float = 0.0,
+        prefix_weights: Sequence[float] | None = None,
+    ) -> "SearchTables":
+        """Tabulate the inner products; costs M * M * D multiplications and M * M numbers.
+
+        Args:
+            centers_NKD: the centers as they enter the sum.
+            logits: weight (M, D) and bias (M,) of the classifier, needed for a `logprob_weight`.
+            logprob_weight: squared error that one nat of the classifier's -log p is worth.
+            prefix_weights: N numbers; the search minimises the sum over k of number k times the squared error of
+                the first k codebooks' sum. None is the error of the whole sum alone.
+        """
         num_codebooks, codebook_size, dim = centers_NKD.shape
-        means_N1D = centers_NKD.mean(dim=1, keepdim=True)
-        centered_NKD = centers_NKD - means_N1D
+        means_ND = centers_NKD.mean(dim=1)
+        centered_NKD = centers_NKD - means_ND.unsqueeze(1)
         centers_MD = centered_NKD.reshape(-1, dim)
-        cross_NMK = centers_MD.new_empty(num_codebooks, num_codebooks * codebook_size, codebook_size)
-        blocks_NNKK = cross_NMK.view(num_codebooks, num_codebooks, codebook_size, codebook_size)
+        offset_D = means_ND.sum(dim=0)
+        prefix = list(prefix_weights) if prefix_weights is not None else [0.0] * (num_codebooks - 1) + [1.0]
+        # Codebook n is part of all prefixes from n on.
+        weight_N = centers_MD.new_tensor(list(accumulate(reversed(prefix)))[::-1])
+        weight_M1 = weight_N.repeat_interleave(codebook_size).unsqueeze(1)
+        bias_NK = weight_N.unsqueeze(1) * centered_NKD.square().sum(dim=2)
+        if prefix_weights is not None:
+            # A prefix has the means of its own codebooks alone taken off, and not those of all.
+            missing_ND = means_ND.cumsum(dim=0) - offset_D
+            weighted_ND = missing_ND * centers_MD.new_tensor(prefix).unsqueeze(1)
+            from_n_ND = weighted_ND.flip(0).cumsum(dim=0).flip(0)
+            bias_NK = bias_NK + 2 * torch.einsum("nkd,nd->nk", centered_NKD, from_n_ND)
+        linear_MD = -2 * weight_M1 * centers_MD
+        bias_M = bias_NK.reshape(-1)
+        if logprob_weight:
+            assert logits is not None, "a weight of the classifier needs the classifier"
+            weight_MD, logits_bias_M = logits
+            linear_MD = linear_MD - logprob_weight * weight_MD
+            # The costs are taken at x - offset.
+            bias_M = bias_M - logprob_weight * (logits_bias_M + weight_MD @ offset_D)
+        cross_MM = centers_MD @ (2 * centers_MD).t()
+        blocks_NKNK = cross_MM.view(num_codebooks, codebook_size, num_codebooks, codebook_size)
         for n in range(num_codebooks):
-            blocks_NNKK[n, n].zero_()
-            later = slice((n + 1) * codebook_size, None)
-            torch.mm(centers_MD[later], (2 * centered_NKD[n]).t(), out=cross_NMK[n, later])
-            blocks_NNKK[n + 1 :, n].copy_(blocks_NNKK[n, n + 1 :].transpose(1, 2))
-        return GramTables(
-            offset_D=means_N1D.sum(dim=(0, 1)),
-            centers_MD=centers_MD,
-            norms_M=centers_MD.square().sum(dim=1),
-            cross_NMK=cross_NMK,
+            blocks_NKNK[n, :, n].zero_()
+            if prefix_weights is not None:
+                # The pair n, m is part of the prefixes from the later one on.
+                blocks_NKNK[n, :, :n] *= weight_N[n]
+                blocks_NKNK[n, :, n + 1 :] *= weight_N[n + 1 :].view(1, -1, 1)
+        return SearchTables(
+            num_codebooks=num_codebooks,
+            offset_D=offset_D,
+            linear_DM=linear_MD.t().contiguous(),
+            bias_M=bias_M,
+            cross_MM=cross_MM,
         )
 
     def entry_costs(self, x_BD: Tensor) -> Tensor:
-        """||c||^2 - 2 x.c of every center c: (B, N, K)."""
-        num_codebooks, _, codebook_size = self.cross_NMK.shape
-        cost_BM = torch.addmm(self.norms_M, x_BD - self.offset_D, self.centers_MD.t(), alpha=-2)
-        return cost_BM.view(-1, num_codebooks, codebook_size)
+        """What every center costs in every frame, other centers aside: (B, M)."""
+        return torch.addmm(self.bias_M, x_BD - self.offset_D, self.linear_DM)
+
+    def search(self, cost_BM: Tensor, effort: Effort, start_BN: Tensor | None = None) -> Tensor:
+        """The codes found for frames whose `entry_costs` these are.
+
+        Every frame is searched by itself, so its codes do not depend on which others there are.
+
+        Args:
+            cost_BM: is overwritten.
+            effort: how long to search.
+            start_BN: int64 codes to start from; the result never costs more than they do. None starts greedily.
+
+        Returns: int64 codes (B, N).
+        """
+        if cost_BM.device.type == "cpu":
+            kernel = compiled_kernel()
+            if kernel is not None:
+                return kernel(cost_BM, self.cross_MM, self.num_codebooks, effort, start_BN)
+        return _search_in_step(cost_BM, self.cross_MM, self.num_codebooks, effort, start_BN)
 
 
-def _repeated_without(hash_BW: Tensor) -> Tensor:
-    """Which beams equal an earlier one: (B, W) bool."""
-    same_BWW = hash_BW.unsqueeze(2) == hash_BW.unsqueeze(1)
-    return same_BWW.tril(diagonal=-1).any(dim=2)
+@cache
+def compiled_kernel() -> Callable[..., Tensor] | None:
+    """The search compiled for the CPU; None where numba is not installed."""
+    try:
+        from models.quantizer import search_cpu
+    except ModuleNotFoundError as error:
+        if error.name != "numba":
+            raise
+        return None
+    return search_cpu.search
 
 
-def _lowest(entry_BWK: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The `kept` lowest values over beams and entries, as (values, beams, entries), each (B, kept).
-
-    In two steps, since selecting from W * K values costs more than everything else in the search: the
-    lowest `kept` values all lie in the `kept` columns with the lowest minima.
-    """
-    frames, beams, codebook_size = entry_BWK.shape
-    if beams == 1 or kept >= codebook_size:
-        value, flat = entry_BWK.reshape(frames, -1).topk(kept, dim=1, largest=False)
-        return value, flat // codebook_size, flat % codebook_size
-    column_BC = entry_BWK.amin(dim=1).topk(kept, dim=1, largest=False).indices
-    few_BWC = entry_BWK.gather(2, column_BC.unsqueeze(1).expand(-1, beams, -1))
-    value, flat = few_BWC.view(frames, -1).topk(kept, dim=1, largest=False)
-    return value, flat // kept, column_BC.gather(1, flat % kept)
-
-
-def _beam_pass(
-    cost_BNK: Tensor, beams_BWN: Tensor, score_BW: Tensor, tables: GramTables, width: int
-) -> tuple[Tensor, Tensor]:
-    """Re-choose every codebook once, in order, keeping the `width` best complete codes of each frame.
-
-    A beam is a complete code; at codebook n each beam proposes all K entries for n with its other codes
-    kept, so the best score never gets worse.
-    """
-    frames, num_codebooks, codebook_size = cost_BNK.shape
-    device = cost_BNK.device
-    base_N = torch.arange(num_codebooks, device=device) * codebook_size
-    # Fixed multipliers that look random, one for each codebook, so that other codes hardly ever have the same
-    # sum; sums wrap around and stay comparable.
-    salt_N = (base_N + 1) * 6364136223846793005 + 1442695040888963407
-    for n in range(num_codebooks):
-        beams = beams_BWN.shape[1]
-        current_BW = beams_BWN[:, :, n]
-        own_B1K = cost_BNK[:, n].unsqueeze(1)
-        if num_codebooks > 1:
-            others = [m for m in range(num_codebooks) if m != n]
-            rows = (beams_BWN + base_N)[:, :, others].reshape(-1, num_codebooks - 1)
-            interaction = F.embedding_bag(rows, tables.cross_NMK[n], mode="sum")
-            entry_BWK = interaction.view(frames, beams, codebook_size).add_(own_B1K)
-        else:
-            entry_BWK = own_B1K.expand(frames, beams, codebook_size).clone()
-        rest_BW = score_BW - entry_BWK.gather(2, current_BW.unsqueeze(2)).squeeze(2)
-        if beams > 1:
-            # Beams that differ only in codebook n propose the same codes: let one of them do it.
-            hash_BW = (beams_BWN * salt_N).sum(dim=2) - current_BW * salt_N[n]
-            rest_BW = rest_BW.masked_fill(_repeated_without(hash_BW), torch.inf)
-        entry_BWK += rest_BW.unsqueeze(2)
-        score_BW, parent_BW, entry_BW = _lowest(entry_BWK, min(width, beams * codebook_size))
-        beams_BWN = beams_BWN.gather(1, parent_BW.unsqueeze(2).expand(-1, -1, num_codebooks))
-        beams_BWN[:, :, n] = entry_BW
-    return beams_BWN, score_BW
-
-
-def beam_search(
-    cost_BNK: Tensor, start_BN: Tensor, tables: GramTables, *, width: int, max_passes: int
+def _search_in_step(
+    cost_BM: Tensor, cross_MM: Tensor, num_codebooks: int, effort: Effort, start_BN: Tensor | None
 ) -> Tensor:
-    """Improve `start_BN` (int64 codes) by at most `max_passes` passes of a beam over all codebooks.
+    """The search in tensor operations, all frames moving at once: for CUDA, and where numba is missing.
 
-    A frame leaves the search when a whole pass has not changed its best code. Every operation works on
-    the frames one by one, so a frame's codes do not depend on which others are searched with it.
-
-    Returns int64 codes (B, N) whose squared error is never above that of the start.
+    No value is read back from the device, so that the host never waits.
     """
-    codes_BN = start_BN.clone()
-    active_B = torch.arange(start_BN.shape[0], device=start_BN.device)
-    beams_BWN = start_BN.unsqueeze(1)
-    # Only differences of scores matter, so the start scores zero.
-    score_BW = cost_BNK.new_zeros(start_BN.shape[0], 1)
-    for _ in range(max_passes):
-        if active_B.numel() == 0:
+    frames, on_cpu = cost_BM.shape[0], cost_BM.device.type == "cpu"
+    codebook_size = cost_BM.shape[1] // num_codebooks
+    cost_BNK = cost_BM.view(frames, num_codebooks, codebook_size)
+    first_N = torch.arange(num_codebooks, device=cost_BM.device) * codebook_size
+    code_BN = cost_BM.new_zeros((frames, num_codebooks), dtype=torch.int64)
+    tolerance_B = TOLERANCE * (cost_BM.amax(dim=1) - cost_BM.amin(dim=1))
+    for n in range(num_codebooks):
+        code_BN[:, n] = cost_BNK[:, n].argmin(dim=1) if start_BN is None else start_BN[:, n]
+        cost_BM += cross_MM[code_BN[:, n] + first_N[n]]
+    best_BN = code_BN.clone()
+    # Only differences matter, so the start costs nothing.
+    now_B = torch.zeros_like(tolerance_B)
+    best_B = torch.zeros_like(tolerance_B)
+    failed_B = torch.zeros_like(code_BN[:, 0])
+    active_B = torch.ones_like(failed_B, dtype=torch.bool)
+    free_from_BN = torch.zeros_like(code_BN)
+    for move in range(effort.moves if num_codebooks > 1 else 0):
+        own_BN1 = cost_BNK.gather(2, code_BN.unsqueeze(2))
+        cost_BNK.scatter_(2, code_BN.unsqueeze(2), torch.inf)
+        least_BN, entry_BN = cost_BNK.min(dim=2)
+        cost_BNK.scatter_(2, code_BN.unsqueeze(2), own_BN1)
+        change_BN = least_BN - own_BN1.squeeze(2)
+        new_best_BN = now_B.unsqueeze(1) + change_BN < (best_B - tolerance_B).unsqueeze(1)
+        change_BN = change_BN.masked_fill((free_from_BN > move) & ~new_best_BN, torch.inf)
+        change_B, n_B = change_BN.min(dim=1)
+        better_B = now_B + change_B < best_B - tolerance_B
+        failed_B = torch.where(better_B, 0, failed_B + 1)
+        active_B &= failed_B <= effort.patience
+        if on_cpu and not bool(active_B.any()):
             break
-        before_BN = codes_BN[active_B]
-        beams_BWN, score_BW = _beam_pass(cost_BNK, beams_BWN, score_BW, tables, width)
-        best_B = score_BW.argmin(dim=1)
-        best_BN = beams_BWN[torch.arange(len(best_B), device=best_B.device), best_B]
-        codes_BN[active_B] = best_BN
-        moved_B = (best_BN != before_BN).any(dim=1).nonzero().squeeze(1)
-        active_B = active_B[moved_B]
-        cost_BNK, beams_BWN, score_BW = cost_BNK[moved_B], beams_BWN[moved_B], score_BW[moved_B]
-    return codes_BN
+        n_B1, active_B1 = n_B.unsqueeze(1), active_B.unsqueeze(1)
+        old_B, new_B = (codes.gather(1, n_B1).squeeze(1) + first_N[n_B] for codes in (code_BN, entry_BN))
+        cost_BM += (cross_MM[new_B] - cross_MM[old_B]) * active_B1
+        moved_BN = code_BN.scatter(1, n_B1, entry_BN.gather(1, n_B1))
+        code_BN = torch.where(active_B1, moved_BN, code_BN)
+        free_from_BN = free_from_BN.scatter(1, n_B1, move + 1 + effort.tenure)
+        now_B = now_B + change_B
+        better_B &= active_B
+        best_B = torch.where(better_B, now_B, best_B)
+        best_BN = torch.where(better_B.unsqueeze(1), code_BN, best_BN)
+    return best_BN

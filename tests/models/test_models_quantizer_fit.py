@@ -20,6 +20,7 @@ def frames(count, seed=0):
 
 def config(**changes):
     settings = {
+        "method": "paper",
         "num_codebooks": 3,
         "codebook_size": 16,
         "batch_size": 64,

@@ -33,9 +33,7 @@ def test_real_speech_becomes_a_table(ray_session: None, shared: Path, an4_part: 
     tree["quantizer"] = {
         "num_codebooks": 4,
         "codebook_size": 256,
-        "phase_one_steps": 60,
-        "phase_two_steps": 60,
-        "batch_size": 128,
+        "anneal_rounds": 8,
     }
     tree["extract"] = {"shard_hours": 0.01, "batch_seconds": 30.0}
     run = make_run(tree, tmp_path)

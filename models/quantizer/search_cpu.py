@@ -1,0 +1,138 @@
+"""The search of `search.py` as machine code for the CPU, compiled by numba when it is first used.
+
+In tensor operations every move of the search writes and reads whole batches. Here one frame's costs (8 kB for 8
+codebooks) stay in the processor's first cache from its start to its end.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor
+
+from models.quantizer.search import TOLERANCE, Effort
+
+_FRAMES_PER_TASK = 64
+
+
+def _search(
+    cost_BM: np.ndarray,
+    cross_MM: np.ndarray,
+    moves: int,
+    patience: int,
+    tenure: int,
+    from_codes: bool,
+    codes_BN: np.ndarray,
+) -> None:
+    """Search frames one after the other; `codes_BN` holds the starts if `from_codes`, and in the end the results."""
+    frames, size = cost_BM.shape
+    num_codebooks = codes_BN.shape[1]
+    codebook_size = size // num_codebooks
+    code_N = np.empty(num_codebooks, np.int64)
+    free_from_N = np.empty(num_codebooks, np.int64)
+    for b in range(frames):
+        cost_M = cost_BM[b]
+        low, high = cost_M[0], cost_M[0]
+        for i in range(size):
+            low = min(low, cost_M[i])
+            high = max(high, cost_M[i])
+        tolerance = (high - low) * cost_M.dtype.type(TOLERANCE)
+        for n in range(num_codebooks):
+            first = n * codebook_size
+            if from_codes:
+                entry = codes_BN[b, n]
+            else:
+                least = cost_M[first]
+                for i in range(first, first + codebook_size):
+                    least = min(least, cost_M[i])
+                entry = 0
+                while cost_M[first + entry] != least:
+                    entry += 1
+            code_N[n] = entry
+            codes_BN[b, n] = entry
+            free_from_N[n] = 0
+            row_M = cross_MM[first + entry]
+            for i in range(size):
+                cost_M[i] += row_M[i]
+        if num_codebooks == 1:
+            continue
+        now = best = tolerance * 0
+        failed = 0
+        for move in range(moves):
+            change, chosen, chosen_entry = high, -1, 0
+            for n in range(num_codebooks):
+                first = n * codebook_size
+                own = cost_M[first + code_N[n]]
+                cost_M[first + code_N[n]] = np.inf
+                least = cost_M[first]
+                for i in range(first, first + codebook_size):
+                    least = min(least, cost_M[i])
+                allowed = free_from_N[n] <= move or now + (least - own) < best - tolerance
+                if allowed and (chosen < 0 or least - own < change):
+                    change, chosen = least - own, n
+                    chosen_entry = 0
+                    while cost_M[first + chosen_entry] != least:
+                        chosen_entry += 1
+                cost_M[first + code_N[n]] = own
+            better = now + change < best - tolerance
+            failed = 0 if better else failed + 1
+            if failed > patience:
+                break
+            old_M = cross_MM[chosen * codebook_size + code_N[chosen]]
+            new_M = cross_MM[chosen * codebook_size + chosen_entry]
+            for i in range(size):
+                cost_M[i] += new_M[i] - old_M[i]
+            code_N[chosen] = chosen_entry
+            free_from_N[chosen] = move + 1 + tenure
+            now += change
+            if better:
+                best = now
+                for n in range(num_codebooks):
+                    codes_BN[b, n] = code_N[n]
+
+
+def _compiled() -> Callable[..., None]:
+    # No NaN comes here, and infinity does: without `nnan` the minima are not vectorized.
+    options: dict[str, Any] = {"nogil": True, "fastmath": {"nnan", "nsz", "contract"}, "error_model": "numpy"}
+    try:
+        compiled: Callable[..., None] = njit(cache=True, **options)(_search)
+    except RuntimeError:
+        # Neither the folder of this file nor a home folder can be written: compiled anew in every process.
+        compiled = njit(**options)(_search)
+    return compiled
+
+
+_COMPILED = _compiled()
+
+
+def search(
+    cost_BM: Tensor, cross_MM: Tensor, num_codebooks: int, effort: Effort, start_BN: Tensor | None
+) -> Tensor:
+    """As `SearchTables.search`, on as many threads as torch uses."""
+    frames = cost_BM.shape[0]
+    codes_BN = (
+        torch.empty(frames, num_codebooks, dtype=torch.int64)
+        if start_BN is None
+        else start_BN.contiguous().clone()
+    )
+    cost, cross, codes = cost_BM.numpy(), cross_MM.numpy(), codes_BN.numpy()
+
+    def part(first: int) -> None:
+        rows = slice(first, first + _FRAMES_PER_TASK)
+        _COMPILED(
+            cost[rows], cross, effort.moves, effort.patience, effort.tenure, start_BN is not None, codes[rows]
+        )
+
+    firsts = range(0, frames, _FRAMES_PER_TASK)
+    threads = min(torch.get_num_threads(), len(firsts))
+    if threads <= 1:
+        for first in firsts:
+            part(first)
+    else:
+        # A pool for each call: threads that are kept would be missing in a forked process.
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(part, firsts))
+    return codes_BN
