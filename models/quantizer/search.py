@@ -69,8 +69,9 @@ class SearchTables:
 
     num_codebooks: int
     offset_D: Tensor
-    linear_DM: Tensor
-    """A frame's inner product with column m is what center m costs in that frame, up to `bias_M`."""
+    linear: tuple[Tensor, ...]
+    """One matrix (D, M), or two, (D, R) and (R, M): a frame's product with column m is what center m costs in that
+    frame, up to `bias_M`."""
     bias_M: Tensor
     cross_MM: Tensor
     """What two centers cost together; zero where both are of one codebook, since a code never holds both."""
@@ -82,6 +83,7 @@ class SearchTables:
         logits: tuple[Tensor, Tensor] | None = None,
         logprob_weight: float = 0.0,
         prefix_weights: Sequence[float] | None = None,
+        rank: int | None = None,
     ) -> "SearchTables":
         """Tabulate the inner products; costs M * M * D multiplications and M * M numbers.
 
@@ -91,6 +93,7 @@ class SearchTables:
             logprob_weight: squared error that one nat of the classifier's -log p is worth.
             prefix_weights: N numbers; the search minimises the sum over k of number k times the squared error of
                 the first k codebooks' sum. None is the error of the whole sum alone.
+            rank: approximate the products of frames and centers by a matrix of this rank; None is exact.
         """
         num_codebooks, codebook_size, dim = centers_NKD.shape
         means_ND = centers_NKD.mean(dim=1)
@@ -127,14 +130,19 @@ class SearchTables:
         return SearchTables(
             num_codebooks=num_codebooks,
             offset_D=offset_D,
-            linear_DM=linear_MD.t().contiguous(),
+            linear=(linear_MD.t().contiguous(),)
+            if rank is None
+            else _of_rank(linear_MD.t(), centers_MD, rank),
             bias_M=bias_M,
             cross_MM=cross_MM,
         )
 
     def entry_costs(self, x_BD: Tensor) -> Tensor:
         """What every center costs in every frame, other centers aside: (B, M)."""
-        return torch.addmm(self.bias_M, x_BD - self.offset_D, self.linear_DM)
+        x_BD = x_BD - self.offset_D
+        for narrow in self.linear[:-1]:
+            x_BD = x_BD @ narrow
+        return torch.addmm(self.bias_M, x_BD, self.linear[-1])
 
     def search(self, cost_BM: Tensor, effort: Effort, start_BN: Tensor | None = None) -> Tensor:
         """The codes found for frames whose `entry_costs` these are.
@@ -153,6 +161,19 @@ class SearchTables:
             if kernel is not None:
                 return kernel(cost_BM, self.cross_MM, self.num_codebooks, effort, start_BN)
         return _search_in_step(cost_BM, self.cross_MM, self.num_codebooks, effort, start_BN)
+
+
+def _of_rank(linear_DM: Tensor, centers_MD: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The best two factors for frames that vary as sums of the centers do."""
+    scatter_DD = centers_MD.t() @ centers_MD
+    scatter_DD.diagonal().add_(1e-3 * scatter_DD.diagonal().mean())
+    variance_D, axes_DD = torch.linalg.eigh(scatter_DD)
+    spread_D = variance_D.sqrt()
+    left, values, right = torch.linalg.svd(
+        spread_D.unsqueeze(1) * (axes_DD.t() @ linear_DM), full_matrices=False
+    )
+    narrow_DR = axes_DD @ (left[:, :rank] / spread_D.unsqueeze(1))
+    return narrow_DR.contiguous(), values[:rank].unsqueeze(1) * right[:rank]
 
 
 @cache

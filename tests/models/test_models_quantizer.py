@@ -124,14 +124,14 @@ def test_more_passes_never_raise_a_frames_error(codebook_size, num_codebooks):
 
 def test_search_comes_near_the_optimum_of_small_problems():
     """Four codebooks of 16: all 65,536 codes can be tried."""
-    quantizer = seeded(6, 16, 4)
-    x = torch.randn(100, 6) * 0.3
+    quantizer = seeded(64, 16, 4)
+    x = torch.randn(100, 64) * 0.3
     every = torch.cartesian_prod(*[torch.arange(16)] * 4)
     best = torch.cdist(x, quantizer.decode(every).detach()).square().min(dim=1).values
     guess = squared_error(quantizer, x, quantizer.encode(x, 0))
-    error = squared_error(quantizer, x, quantizer.encode(x, 8))
-    assert (error - best).mean() < 0.05 * (guess - best).mean()
-    assert (error <= best * 1.001 + 1e-5).float().mean() > 0.25
+    error = squared_error(quantizer, x, quantizer.encode(x))
+    assert (error - best).mean() < 0.02 * (guess - best).mean()
+    assert (error <= best * 1.001 + 1e-5).float().mean() > 0.9
 
 
 def direct_cost(quantizer, x, codes):
@@ -184,6 +184,24 @@ def test_compiled_search_is_the_search_in_tensors(codebook_size, num_codebooks, 
         if given:
             error = squared_error(quantizer, x, compiled)
             assert (error <= squared_error(quantizer, x, start) + 1e-4).all()
+
+
+def test_a_lower_rank_is_near_and_the_full_one_is_exact():
+    quantizer = seeded(48, 16, 4)
+    with torch.no_grad():
+        # Most of what the centers say lies in a few directions, as in embeddings.
+        quantizer.centers *= torch.logspace(0, -3, 48)
+    x = quantizer.decode(torch.randint(16, (400, 4))).detach() + 0.02 * torch.randn(400, 48)
+    exact = quantizer.encode(x)
+    assert (quantizer.encode(x, rank=48) == exact).all(dim=1).float().mean() > 0.99
+    error, near, poor = (
+        squared_error(quantizer, x, codes).sum()
+        for codes in (exact, quantizer.encode(x, rank=16), quantizer.encode(x, rank=1))
+    )
+    assert error <= near < 1.05 * error < poor
+    assert torch.equal(quantizer.encode(x), exact), "tables of another rank are not used"
+    with pytest.raises(ValueError, match=r"rank=0 must lie in 1\.\.48"):
+        quantizer.encode(x, rank=0)
 
 
 def test_search_without_numba(monkeypatch):
