@@ -148,7 +148,10 @@ class LsqFit:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything to continue from, bit for bit: copies, tensors only."""
-        state = {name: getattr(self, f"_{name}").detach().clone() for name in _TENSORS}
+        # Contiguous, as files of tensors want them; what solvers return is not.
+        state = {
+            name: getattr(self, f"_{name}").clone(memory_format=torch.contiguous_format) for name in _TENSORS
+        }
         state["objectives"] = torch.tensor(self.objectives, dtype=torch.float64)
         state["prefix_weights"] = torch.tensor(self._prefix_weights or [], dtype=torch.float64)
         return state

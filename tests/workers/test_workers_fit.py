@@ -24,6 +24,9 @@ CONFIG = FitConfig(
     state_every=4,
     valid_every=6,
 )
+LSQ = FitConfig(
+    num_codebooks=2, codebook_size=4, round_frames=64, anneal_rounds=20, state_every=4, valid_every=6
+)
 SETTINGS = {"teacher": {"layer": 3}, "sample_hours": 1.5}
 
 
@@ -83,12 +86,13 @@ def interrupt(location: Location, sample: Sample, fitter: QuantizerFitter) -> No
     assert STATE in location.list()
 
 
-def test_resumed_fit_ends_at_the_same_quantizer(tmp_path: Path, sample: Sample) -> None:
+@pytest.mark.parametrize("config", [CONFIG, LSQ])
+def test_resumed_fit_ends_at_the_same_quantizer(tmp_path: Path, sample: Sample, config: FitConfig) -> None:
     whole, broken = open_location(str(tmp_path / "whole")), open_location(str(tmp_path / "broken"))
-    expected = make_fitter(whole).run(sample, lambda note: None)
-    interrupt(broken, sample, make_fitter(broken))
+    expected = make_fitter(whole, config=config).run(sample, lambda note: None)
+    interrupt(broken, sample, make_fitter(broken, config=config))
     steps: list[int] = []
-    resumed = make_fitter(broken).run(
+    resumed = make_fitter(broken, config=config).run(
         sample, lambda n: steps.append(n["done"]) if n["stage"] == "fit" else None
     )
     assert steps[0] > 10
