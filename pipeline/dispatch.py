@@ -49,6 +49,7 @@ def dispatch(
     max_failed_starts: int = 3,
     timeout_s: float | None = None,
     on_poll: Callable[[list[Any]], None] | None = None,
+    on_retry: Callable[[Outcome], None] | None = None,
 ) -> Iterator[Outcome]:
     """Run `worker.run(item, attempt=n)` for every item; yield one outcome each, as they come.
 
@@ -60,6 +61,7 @@ def dispatch(
         max_failed_starts: workers in a row that may fail to start before all is given up.
         timeout_s: an item that takes longer has its worker killed.
         on_poll: called at least every half second with the busy workers.
+        on_retry: called with an item that failed and will be tried again; its last error says why.
 
     Raises:
         PoolError: no worker can be started.
@@ -113,6 +115,8 @@ def dispatch(
                         ray.kill(work.worker)
                     if outcome.attempts < max_attempts:
                         todo.append(outcome)  # to the back: others go first
+                        if on_retry is not None:
+                            on_retry(outcome)
                     else:
                         outcome.failed = True
                         yield outcome

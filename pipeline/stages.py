@@ -157,7 +157,13 @@ def fit_stage(run: Run) -> dict[str, Any]:
                     shown[stage] = bars.enter_context(bar(f"fit: {stage}", total=total, unit=unit))
                 shown[stage].update(done, **note)
 
-            outcomes = dispatch([sample], lambda: actor.remote(spec, **arguments), pool=1, on_poll=show)
+            outcomes = dispatch(
+                [sample],
+                lambda: actor.remote(spec, **arguments),
+                pool=1,
+                on_poll=show,
+                on_retry=lambda failed: say(f"the fit failed and is tried again: {failed.errors[-1]}"),
+            )
             outcome = next(iter(outcomes))
     if outcome.failed:
         raise StageError(f"the quantizer could not be fitted: {outcome.errors[-1]}")
@@ -270,6 +276,9 @@ def extract_stage(run: Run) -> dict[str, Any]:
                     max_attempts=config.max_attempts,
                     timeout_s=config.shard_timeout_s,
                     on_poll=show,
+                    on_retry=lambda failed: say(
+                        f"{failed.item.name(contract.digest())} failed and is tried again: {failed.errors[-1]}"
+                    ),
                 ):
                     ended[outcome.item.position] = outcome.item.hours
                     if not outcome.failed:

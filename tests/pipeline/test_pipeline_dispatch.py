@@ -53,7 +53,11 @@ def test_every_item_is_done_once(work: Any, tmp_path: Path) -> None:
 
 
 def test_lost_and_raising_workers_cost_their_item_one_attempt(work: Any) -> None:
-    outcomes = work(["kill-1", "flaky-1", "item-1"])
+    tried_again: list[str] = []
+    outcomes = work(
+        ["kill-1", "flaky-1", "item-1"], on_retry=lambda o: tried_again.append(f"{o.item}: {o.errors[-1]}")
+    )
+    assert len(tried_again) == 2 and "flaky-1: ValueError: flaky-1 is bad" in tried_again
     assert not any(o.failed for o in outcomes.values())
     assert {o.item: o.attempts for o in outcomes.values()} == {"kill-1": 2, "flaky-1": 2, "item-1": 1}
     assert outcomes["flaky-1"].errors == ["ValueError: flaky-1 is bad"]
