@@ -22,7 +22,7 @@ SCALE_SPEED = 10.0
 """The learned scales enter as exp(10 * parameter): ten times their learning rate, as in the reference."""
 
 _ROWS_PER_MATMUL = {"cpu": 256, "cuda": 4096}
-_ROWS_PER_SEARCH = 2048
+_COSTS_PER_SEARCH = {"cpu": 2**22, "cuda": 2**26}
 
 
 class Quantizer(nn.Module):
@@ -288,6 +288,7 @@ class Quantizer(nn.Module):
         block = _ROWS_PER_MATMUL.get(x_BD.device.type, 4096)
         tables = self._search_tables(rank) if passes > 0 else None
         effort = Effort.of_passes(passes, self.num_codebooks)
+        at_once = _COSTS_PER_SEARCH.get(x_BD.device.type, 2**22) // (self.num_codebooks * self.codebook_size)
 
         def in_blocks(rows_BD: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
             # A matrix product rounds differently for other numbers of rows, hence always the same.
@@ -302,7 +303,7 @@ class Quantizer(nn.Module):
         return torch.cat(
             [
                 tables.search(in_blocks(rows_BD, tables.entry_costs), effort)
-                for rows_BD in x_BD.split(max(block, _ROWS_PER_SEARCH))
+                for rows_BD in x_BD.split(max(1, at_once // block) * block)
             ]
         )
 

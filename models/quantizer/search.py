@@ -191,11 +191,10 @@ def compiled_kernel() -> Callable[..., Tensor] | None:
 def _search_in_step(
     cost_BM: Tensor, cross_MM: Tensor, num_codebooks: int, effort: Effort, start_BN: Tensor | None
 ) -> Tensor:
-    """The search in tensor operations, all frames moving at once: for CUDA, and where numba is missing.
-
-    No value is read back from the device, so that the host never waits.
-    """
-    frames, on_cpu = cost_BM.shape[0], cost_BM.device.type == "cpu"
+    """The search in tensor operations, all frames moving at once: for CUDA, and where numba is missing."""
+    frames = cost_BM.shape[0]
+    # On CUDA the host would wait for the device each time that it looks whether all frames have stopped.
+    look_every = 1 if cost_BM.device.type == "cpu" else 16
     codebook_size = cost_BM.shape[1] // num_codebooks
     cost_BNK = cost_BM.view(frames, num_codebooks, codebook_size)
     first_N = torch.arange(num_codebooks, device=cost_BM.device) * codebook_size
@@ -223,7 +222,7 @@ def _search_in_step(
         better_B = now_B + change_B < best_B - tolerance_B
         failed_B = torch.where(better_B, 0, failed_B + 1)
         active_B &= failed_B <= effort.patience
-        if on_cpu and not bool(active_B.any()):
+        if move % look_every == 0 and not bool(active_B.any()):
             break
         n_B1, active_B1 = n_B.unsqueeze(1), active_B.unsqueeze(1)
         old_B, new_B = (codes.gather(1, n_B1).squeeze(1) + first_N[n_B] for codes in (code_BN, entry_BN))
