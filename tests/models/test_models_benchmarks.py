@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import quantizer_step, whisper_window
+from benchmarks import whisper_window
 
-TINY = ["--dim", "8", "--codebooks", "1", "--batch", "16", "--steps", "1", "--frames", "16"]
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Importing a module whose entry is None raises ModuleNotFoundError, as if it were not installed.
 BARE = (
@@ -26,37 +25,6 @@ def on_a_bare_machine(code: str) -> str:
     )
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
-
-
-@pytest.fixture
-def short_fits(monkeypatch):
-    """Codebooks as they are at the start: what is printed does not depend on them."""
-    monkeypatch.setattr(
-        quantizer_step, "short_fit", lambda x, n: quantizer_step.Quantizer(x.shape[1], 256, n).eval()
-    )
-
-
-def test_quantizer_beside_the_peer(monkeypatch, capsys, short_fits):
-    pytest.importorskip("multi_quantization")
-    monkeypatch.setattr(sys, "argv", ["quantizer_step", *TINY])
-    quantizer_step.main()
-    shown = capsys.readouterr().out
-    assert shown.count("peer") == 4 and shown.count("ratio") == 3 and "not installed" not in shown
-    monkeypatch.setattr(sys, "argv", ["quantizer_step", *TINY, "--ours-only"])
-    quantizer_step.main()
-    shown = capsys.readouterr().out
-    assert "peer" not in shown and "not installed" not in shown and "encode: ours" in shown
-
-
-def test_quantizer_without_the_peer():
-    shown = on_a_bare_machine(
-        "from benchmarks import quantizer_step as b\n"
-        "b.short_fit = lambda x, n: b.Quantizer(x.shape[1], 256, n).eval()\n"
-        f"sys.argv = ['quantizer_step', *{TINY}]\n"
-        "b.main()\n"
-    )
-    assert "multi_quantization is not installed, so only ours is measured" in shown
-    assert shown.count("training step") == 2 and "encode: ours" in shown and "peer" not in shown
 
 
 def test_waveforms_from_arrays(tmp_path):
