@@ -43,12 +43,14 @@ class Fitted:
         details: what else should stand in the report.
         encode_frames: how many frames its encoding speed is measured on.
         slow: whether its RRL may be measured on fewer test frames.
+        encode_fast: a quicker and less exact way of encoding to the same codebooks, where there is one.
     """
 
-    encode: Callable[[Tensor], Tensor]
+    encode: Callable[..., Tensor]
     decode: Callable[[Tensor], Tensor]
     fit_s: float
     history: list[tuple[float, float]] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
     encode_frames: int = ENCODE_FRAMES
     slow: bool = False
+    encode_fast: Callable[[Tensor], Tensor] | None = None

@@ -117,6 +117,13 @@ def measure(job: Job, train_MD: Tensor, test_MD: Tensor) -> dict[str, Any]:
         "history": fitted.history,
         "details": fitted.details,
     }
+    if fitted.encode_fast is not None:
+        encode_fast = fitted.encode_fast
+        encode_fast(speed_BD[:_CODEBOOK_SIZE])
+        figures["fast"] = {
+            "encode_fps": len(speed_BD) / median_seconds([lambda: encode_fast(speed_BD)], device)[0],
+            "rrl": rrl(judged_MD, fitted.decode(encode_fast(judged_MD))),
+        }
     _save_codes(job, "test", codes_MN)
     if job.dataset.name != GAUSSIAN:
         figures |= _probed(job, fitted, _drawn(train_MD, job.probe_frames), judged_MD, codes_MN)

@@ -3,6 +3,7 @@
 import random
 import statistics
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -43,7 +44,9 @@ def fit_ours(train_MD: Tensor, options: FitOptions, *, ordered: bool) -> Fitted:
         max_seconds=options.budget_s,
         valid_every=_MEASURED_EVERY_ROUNDS,
     )
-    return _fit_with(config, train_MD, options)
+    fitted = _fit_with(config, train_MD, options)
+    rank = train_MD.shape[1] * 3 // 8
+    return replace(fitted, encode_fast=lambda x_BD: fitted.encode(x_BD, 1, rank=rank))
 
 
 def fit_ours_paper(train_MD: Tensor, options: FitOptions) -> Fitted:

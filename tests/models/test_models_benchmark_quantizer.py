@@ -95,12 +95,14 @@ def call(monkeypatch, capsys, tmp_path):
 def test_whole_command(frames, started, call, tmp_path):
     pytest.importorskip("faiss")
     pytest.importorskip("matplotlib")
-    settings = [*TINY, "--systems", "faiss-pq", "faiss-rq", "ours-paper"]
+    settings = [*TINY, "--systems", "faiss-pq", "faiss-rq", "ours", "ours-paper"]
     code, shown, result = call(*frames, *settings)
     assert code == 0 and result["failed"] == [] and result["left_out"] == {}
-    assert started == [("ours-paper", 2), ("faiss-pq", 2), ("faiss-rq", 2)]
+    assert started == [("ours", 2), ("ours-paper", 2), ("faiss-pq", 2), ("faiss-rq", 2)]
     assert all(text in shown for text in ("embeddings: 300 test frames of 16", "RRL/RQ", "ours-paper"))
     rows = {row["system"]: row for row in result["rows"]}
+    fast = rows.pop("ours, fast encode")
+    assert rows["ours"]["rrl"] < fast["rrl"] < 1 and fast["encode_fps"] > 0 and fast["speed_vs_rq"] > 0
     for row in rows.values():
         assert 0 < row["rrl"] < 1 and row["rrl"] == row["rrl_drawn"] and row["judged_frames"] == 300
         assert 0 < row["usage_entropy_bits"] <= 8 and 0 < row["linear_nats"] < 8 and row["hidden_nats"] > 0
@@ -115,7 +117,7 @@ def test_whole_command(frames, started, call, tmp_path):
 
     started.clear()
     code, _, again = call(*frames, *settings, "--bytes", "3", "2")
-    assert code == 0 and started == [("ours-paper", 3), ("faiss-rq", 3)]
+    assert code == 0 and started == [("ours", 3), ("ours-paper", 3), ("faiss-rq", 3)]
     assert [row for row in again["rows"] if row["bytes"] == 2] == result["rows"]
     started.clear()
     _, shown, _ = call(*frames, *settings, "--probe-steps", "6", "--bytes", "3", "--systems", "faiss-pq")
