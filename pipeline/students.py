@@ -31,7 +31,7 @@ from workers.shards import read_shard_cuts
 from workers.teacher import choose_device
 
 # Settings that the student without codes does not have.
-_OF_CODES_ONLY = {"loss_scale", "student_layer"}
+_OF_CODES_ONLY = {"loss_scale", "student_layer", "codebooks"}
 # Settings that change how fast a training runs, but not what comes out.
 _SPEED_ONLY = {
     "baseline",
@@ -64,6 +64,11 @@ def distill_stage(run: Run, name: str | None = None) -> dict[str, Any]:
         table = IndexTable.open(run.table)
     except TableError as error:
         raise StageError(f"{error}; `mvqkd extract` makes it") from error
+    if settings.codebooks is not None and settings.codebooks > table.contract.num_codebooks:
+        raise StageError(
+            f"distill.codebooks {settings.codebooks}: {table.location.url} has {table.contract.num_codebooks} codes "
+            "a frame; lower it, or leave it out to take all"
+        )
     if not table.committed():
         raise StageError(f"{run.table.url}: the table has no shards yet; `mvqkd extract` makes them")
     out = run.student(name)

@@ -159,7 +159,7 @@ def build_trainer(
     model = DistillationModel(
         student,
         student_layer=settings.student_layer,
-        codebooks_per_frame=contract.num_codebooks * alignment.frames_per_target,
+        codebooks_per_frame=(settings.codebooks or contract.num_codebooks) * alignment.frames_per_target,
         codebook_size=contract.codebook_size,
         loss_scale=settings.loss_scale,
         ctc_scale=settings.ctc_scale,
@@ -172,6 +172,7 @@ def build_trainer(
         alignment=alignment,
         batch_seconds=settings.batch_seconds,
         seed=settings.seed,
+        codebooks=settings.codebooks,
         cache_mb=settings.cache_mb,
         decode_threads=settings.decode_threads,
         rank=rank,

@@ -43,6 +43,7 @@ class Fitted:
         details: what else should stand in the report.
         encode_frames: how many frames its encoding speed is measured on.
         slow: whether its RRL may be measured on fewer test frames.
+        decode_first: the first columns of codes to frames, for systems whose codes are an order.
         encode_fast: a quicker and less exact way of encoding to the same codebooks, where there is one.
     """
 
@@ -54,3 +55,4 @@ class Fitted:
     encode_frames: int = ENCODE_FRAMES
     slow: bool = False
     encode_fast: Callable[[Tensor], Tensor] | None = None
+    decode_first: Callable[[Tensor], Tensor] | None = None

@@ -124,6 +124,11 @@ def measure(job: Job, train_MD: Tensor, test_MD: Tensor) -> dict[str, Any]:
             "encode_fps": len(speed_BD) / median_seconds([lambda: encode_fast(speed_BD)], device)[0],
             "rrl": rrl(judged_MD, fitted.decode(encode_fast(judged_MD))),
         }
+    if fitted.decode_first is not None:
+        decode_first, sizes = fitted.decode_first, (2**i for i in range(job.num_bytes.bit_length()))
+        figures["rrl_of_first"] = {
+            k: rrl(judged_MD, decode_first(codes_MN[:, :k])) for k in sizes if k < job.num_bytes
+        }
     _save_codes(job, "test", codes_MN)
     if job.dataset.name != GAUSSIAN:
         figures |= _probed(job, fitted, _drawn(train_MD, job.probe_frames), judged_MD, codes_MN)

@@ -80,6 +80,9 @@ def show_tables(report: dict[str, Any]) -> None:
         if any(row["judged_frames"] < dataset["test_frames"] for row in rows):
             print("* on fewer test frames, drawn evenly; RRL/mq compares equal frames")
         for row in rows:
+            if row.get("rrl_of_first"):
+                first = ", ".join(f"{k}: {value:.4f}" for k, value in row["rrl_of_first"].items())
+                print(f"{row['system']}, {row['bytes']} bytes: RRL of the first bytes alone: {first}")
             if "note" in row["details"]:
                 print(f"{row['system']}, {row['bytes']} bytes: {row['details']['note']}")
     same = report.get("same_codebooks")

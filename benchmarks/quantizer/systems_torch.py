@@ -45,7 +45,7 @@ def fit_ours(train_MD: Tensor, options: FitOptions, *, ordered: bool) -> Fitted:
         valid_every=_MEASURED_EVERY_ROUNDS,
     )
     fitted = _fit_with(config, train_MD, options)
-    rank = train_MD.shape[1] * 3 // 8
+    rank = max(1, train_MD.shape[1] * 3 // 8)
     return replace(fitted, encode_fast=lambda x_BD: fitted.encode(x_BD, 1, rank=rank))
 
 
@@ -164,6 +164,9 @@ def _fit_with(config: FitConfig, train_MD: Tensor, options: FitOptions) -> Fitte
     return Fitted(
         encode=result.quantizer.encode,
         decode=torch.no_grad()(result.quantizer.decode),
+        decode_first=torch.no_grad()(
+            lambda codes_BK: result.quantizer.first(codes_BK.shape[1]).decode(codes_BK)
+        ),
         fit_s=fit_s,
         history=[(p.elapsed_s, p.valid_rrl) for p in result.history if p.valid_rrl is not None],
         details={"steps": result.steps, "held_out_rrl": result.valid_rrl},

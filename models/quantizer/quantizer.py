@@ -165,6 +165,40 @@ class Quantizer(nn.Module):
             product.centers.copy_(pair_sums(self.centers).view_as(product.centers))
         return product
 
+    def first(self, num_codebooks: int) -> "Quantizer":
+        """The quantizer of the first codebooks alone, in eval mode: it decodes the first columns of codes.
+
+        How near that comes depends on how this one was fitted; the id is that of the weights taken.
+
+        Raises:
+            ValueError: there are not so many codebooks.
+        """
+        if not 1 <= num_codebooks <= self.num_codebooks:
+            raise ValueError(
+                f"this quantizer has {self.num_codebooks} codebooks, so {num_codebooks} cannot be taken"
+            )
+        prefix_weights = self.prefix_weights and self.prefix_weights[:num_codebooks]
+        if prefix_weights and not prefix_weights[-1]:
+            prefix_weights = None
+        with torch.random.fork_rng(devices=[]):
+            part = Quantizer(
+                self.dim,
+                self.codebook_size,
+                num_codebooks,
+                logprob_weight=self.logprob_weight,
+                prefix_weights=prefix_weights,
+            )
+        part.to(self.centers.device, self.centers.dtype)
+        entries = num_codebooks * self.codebook_size
+        with torch.no_grad():
+            part.logits_scale.copy_(self.logits_scale)
+            part.centers_scale.copy_(self.centers_scale)
+            part.to_logits.weight.copy_(self.to_logits.weight[:entries])
+            part.to_logits.bias.copy_(self.to_logits.bias[:entries])
+            part.centers.copy_(self.centers[:num_codebooks])
+        part.set_id_from_weights()
+        return part.eval()
+
     def decode(self, indexes: Tensor) -> Tensor:
         """The frames that codes stand for.
 

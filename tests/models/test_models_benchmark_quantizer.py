@@ -101,6 +101,7 @@ def test_whole_command(frames, started, call, tmp_path):
     assert started == [("ours", 2), ("ours-paper", 2), ("faiss-pq", 2), ("faiss-rq", 2)]
     assert all(text in shown for text in ("embeddings: 300 test frames of 16", "RRL/RQ", "ours-paper"))
     rows = {row["system"]: row for row in result["rows"]}
+    assert rows["ours"]["rrl"] < rows["ours"]["rrl_of_first"]["1"] < 1
     fast = rows.pop("ours, fast encode")
     assert rows["ours"]["rrl"] < fast["rrl"] < 1 and fast["encode_fps"] > 0 and fast["speed_vs_rq"] > 0
     for row in rows.values():

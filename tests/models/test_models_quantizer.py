@@ -369,6 +369,21 @@ def test_the_way_of_encoding_is_kept_and_named():
             Quantizer(12, 16, 3, **wrong)
 
 
+def test_the_first_codebooks_alone():
+    quantizer = seeded(12, 16, 4)
+    codes = torch.randint(16, (20, 4))
+    centers = quantizer.get_centers()
+    expected = centers[0, codes[:, 0]] + centers[1, codes[:, 1]]
+    part = quantizer.first(2)
+    torch.testing.assert_close(part.decode(codes[:, :2]), expected)
+    assert part.get_id() != quantizer.get_id() and not part.training
+    ordered = Quantizer(12, 16, 4, prefix_weights=[1.0, 1.0, 0.0, 1.0]).eval()
+    assert ordered.first(2).prefix_weights == (1.0, 1.0) and ordered.first(3).prefix_weights is None
+    for wrong in (0, 5):
+        with pytest.raises(ValueError, match="has 4 codebooks"):
+            quantizer.first(wrong)
+
+
 def test_wrong_checkpoint_files_are_refused(tmp_path):
     (tmp_path / "text.pt").write_text("not a checkpoint")
     torch.save([1, 2], tmp_path / "list.pt")

@@ -71,6 +71,18 @@ def test_examples_are_the_tables_rows(make_table: MakeTable) -> None:
     assert units_BU.shape == (len(batch.cut_ids), int(unit_lengths_B.max()))
 
 
+def test_first_codebooks_alone(make_table: MakeTable) -> None:
+    table = make_table(LENGTHS)
+    rows = {row["cut_id"]: row for row in table.iter_rows()}
+    for batch, whole in zip(
+        make_batches(table, codebooks=1).epoch(0), make_batches(table).epoch(0), strict=True
+    ):
+        for cut_id, targets_TK, all_TK in zip(batch.cut_ids, batch.targets, whole.targets, strict=True):
+            # Two teacher frames for one of the student, each with its first code of two.
+            assert torch.equal(targets_TK, all_TK[:, ::2])
+            assert torch.equal(targets_TK[0], torch.from_numpy(rows[cut_id]["codes"][:2, 0].copy()).long())
+
+
 def test_the_same_every_time_and_other_in_other_epochs(make_table: MakeTable) -> None:
     table = make_table(LENGTHS)
     first, again = make_batches(table), make_batches(table)

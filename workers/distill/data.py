@@ -107,6 +107,7 @@ class TableBatches:
         alignment: teacher frames to student frames.
         batch_seconds: upper bound of a padded batch.
         seed: of the order.
+        codebooks: take only the first so many codes of a frame; None takes all.
         cache_mb: features kept in memory between epochs.
         decode_threads: threads that decode ahead.
         rank, world_size: this process among all.
@@ -125,6 +126,7 @@ class TableBatches:
         alignment: FrameAlignment,
         batch_seconds: float,
         seed: int,
+        codebooks: int | None = None,
         cache_mb: int = 0,
         decode_threads: int = 2,
         rank: int = 0,
@@ -132,6 +134,7 @@ class TableBatches:
     ) -> None:
         self._table, self._loader, self._units, self._alignment = table, loader, units, alignment
         self._batch_seconds, self._seed, self._threads = batch_seconds, seed, decode_threads
+        self._codebooks = codebooks
         self._rank, self._world_size = rank, world_size
         self._log_mel = LogMel(table.contract.sample_rate_hz)
         self._shards: OrderedDict[str, list[dict[str, Any]]] = OrderedDict()
@@ -207,7 +210,7 @@ class TableBatches:
         features_TF = self._features(key, row)
         num_frames = subsampled_length(features_TF.shape[0])
         try:
-            targets_TK = self._alignment(torch.tensor(row["codes"]), num_frames)
+            targets_TK = self._alignment(torch.tensor(row["codes"])[:, : self._codebooks], num_frames)
             units_U = torch.tensor(self._units.encode(row["text"]), dtype=torch.long)
         except (AlignmentError, ValueError) as error:
             raise AudioError(row["cut_id"], str(error)) from error

@@ -15,13 +15,15 @@ class DistillConfig(Section):
     """The transducer loss plus the codebook loss, and how they are minimized.
 
     `loss_scale` multiplies the codebook cross-entropy summed over codebooks and frames, as the paper's recipe
-    does; 0 trains the same student without distillation. `student_layer` counts from 1. `baseline` makes
+    does; 0 trains the same student without distillation. `student_layer` counts from 1. `codebooks` takes only the
+    first codes of each frame, which are a code by themselves where the quantizer is ordered. `baseline` makes
     `mvqkd run` train that student too. `average_epochs`: the weights of the last epochs are averaged.
     `cache_mb`: features kept in memory between epochs.
     """
 
     loss_scale: Scale = 0.1
     student_layer: Positive = 3
+    codebooks: Positive | None = None
     max_missing_frames: NotNegative = 4
     delay_frames: NotNegative = 0
     baseline: bool = True
