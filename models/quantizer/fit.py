@@ -265,10 +265,8 @@ def _folded(quantizer: Quantizer, mean_D: Tensor, scale: float) -> Quantizer:
     )
     folded.logits_scale.copy_(logits_factor.log() / SCALE_SPEED)
     folded.centers.copy_(quantizer.centers)
-    if quantizer.prefix_weights is None:
-        folded.centers.add_(mean_D / (quantizer.num_codebooks * centers_factor))
-    else:
-        folded.centers[0].add_(mean_D / centers_factor)  # every prefix has the first codebook
+    # In the first codebook, which every sum of the first codebooks has.
+    folded.centers[0].add_(mean_D / centers_factor)
     folded.centers_scale.copy_(centers_factor.log() / SCALE_SPEED)
     return folded.eval()
 
