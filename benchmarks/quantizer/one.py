@@ -103,7 +103,8 @@ def measure(job: Job, train_MD: Tensor, test_MD: Tensor) -> dict[str, Any]:
         judged_MD = _drawn(test_MD, DRAWN_FRAMES)
     codes_MN = fitted.encode(judged_MD)
     x_hat_MD = fitted.decode(codes_MN)
-    entropy_N = usage_entropy_bits(codes_MN, _CODEBOOK_SIZE)
+    # Fewer frames seem to use fewer entries, so equally many for all systems.
+    entropy_N = usage_entropy_bits(_drawn(codes_MN, DRAWN_FRAMES), _CODEBOOK_SIZE)
     figures = {
         "rrl": rrl(judged_MD, x_hat_MD),
         "rrl_drawn": rrl(_drawn(judged_MD, DRAWN_FRAMES), _drawn(x_hat_MD, DRAWN_FRAMES)),

@@ -42,7 +42,7 @@ def run_all(jobs: list[Job]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
             if row is None:
                 known = {"system": job.system, "dataset": job.dataset.name, "bytes": job.num_bytes}
                 failed.append({**known, "error": error or "it ended well and left no result"})
-                print(f"{title} failed: {failed[-1]['error']}", flush=True)
+                _say(f"{title} failed: {failed[-1]['error']}")
         if row is not None:
             rows.append(row)
             if "rrl" in row:

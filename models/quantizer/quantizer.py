@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.precision import full_float32_products
+from models.quantizer.packing import packed, unpacked
 from models.quantizer.search import Effort, SearchTables
 
 SCALE_SPEED = 10.0
@@ -211,7 +212,9 @@ class Quantizer(nn.Module):
         Raises:
             ValueError: the last dimension fits no packing of N codes, or a code is out of range.
         """
-        codes_BN = self._separate(indexes.reshape(-1, indexes.shape[-1]).long())
+        codes_BN = unpacked(
+            indexes.reshape(-1, indexes.shape[-1]).long(), self.num_codebooks, self.codebook_size
+        )
         if codes_BN.numel() and (int(codes_BN.min()) < 0 or int(codes_BN.max()) >= self.codebook_size):
             raise ValueError(
                 f"codes lie in {int(codes_BN.min())}..{int(codes_BN.max())}, not in "
@@ -254,7 +257,7 @@ class Quantizer(nn.Module):
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False), full_float32_products():
             codes_BN = self._encode_in_blocks(x_BD, refine_indexes_iters, rank)
         if as_bytes:
-            codes_BN = self._packed(codes_BN)
+            codes_BN = packed(codes_BN, self.codebook_size)
         return codes_BN.view(*x.shape[:-1], codes_BN.shape[-1])
 
     def compute_loss(self, x: Tensor, refine_indexes_iters: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -370,30 +373,6 @@ class Quantizer(nn.Module):
     def _sum_of_centers(self, codes_BN: Tensor) -> Tensor:
         sum_BD = F.embedding_bag(self._rows(codes_BN), self.centers.view(-1, self.dim), mode="sum")
         return sum_BD * (self.centers_scale * SCALE_SPEED).exp()
-
-    def _packed(self, codes_BN: Tensor) -> Tensor:
-        size = self.codebook_size
-        while size * size <= 256 and codes_BN.shape[1] % 2 == 0:
-            codes_BN = codes_BN[:, ::2] + size * codes_BN[:, 1::2]
-            size = size * size
-        return codes_BN.to(torch.uint8)
-
-    def _separate(self, codes: Tensor) -> Tensor:
-        columns = codes.shape[1]
-        if columns == self.num_codebooks:
-            return codes
-        per_byte = self.num_codebooks // columns if columns else 0
-        if (
-            per_byte not in (2, 4, 8)
-            or per_byte * columns != self.num_codebooks
-            or self.codebook_size**per_byte > 256
-        ):
-            raise ValueError(
-                f"codes have {columns} columns; this quantizer has {self.num_codebooks} codebooks of "
-                f"{self.codebook_size}: check which quantizer made them"
-            )
-        place = self.codebook_size ** torch.arange(per_byte, device=codes.device)
-        return (codes.unsqueeze(2) // place % self.codebook_size).view(-1, self.num_codebooks)
 
 
 def _id_tensor(quantizer_id: str) -> Tensor:

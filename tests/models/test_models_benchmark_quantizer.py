@@ -117,14 +117,13 @@ def test_whole_command(frames, started, call, tmp_path):
     assert (tmp_path / "out" / "plot.png").read_bytes().startswith(b"\x89PNG")
 
     started.clear()
-    code, _, again = call(*frames, *settings, "--bytes", "3", "2")
-    assert code == 0 and started == [("ours", 3), ("ours-paper", 3), ("faiss-rq", 3)]
-    assert [row for row in again["rows"] if row["bytes"] == 2] == result["rows"]
-    started.clear()
-    _, shown, _ = call(*frames, *settings, "--probe-steps", "6", "--bytes", "3", "--systems", "faiss-pq")
-    assert (
-        started == [] and "faiss-pq is left out at 3 bytes of embeddings: 16 channels cannot be cut" in shown
-    )
+    code, shown, again = call(*frames, *settings[:-2], "ours-paper", "--bytes", "3", "2")
+    assert code == 0 and started == [("ours-paper", 3)]
+    assert "faiss-pq is left out at 3 bytes of embeddings: 16 channels cannot be cut into 3" in shown
+    # What stood beside FAISS RQ does so no longer; all that was measured is as it was.
+    for row in again["rows"]:
+        if row["bytes"] == 2:
+            assert row.items() <= rows[row["system"]].items()
 
 
 def test_a_failure_costs_its_own_row(frames, started, call):
@@ -237,7 +236,6 @@ def test_probes_tell_predictable_codes(hidden):
         probe_nats(x_MD[:1500], c[:1500], x_MD[1500:], c[1500:], hidden=hidden, steps=60, seed=1)
         for c in (predictable_MN, shuffled_MN)
     )
-    print(predictable, shuffled)
     assert predictable < 2.2 < math.log(16) - 0.05 < shuffled
 
 
