@@ -121,9 +121,11 @@ def measure(job: Job, train_MD: Tensor, test_MD: Tensor) -> dict[str, Any]:
     if fitted.encode_fast is not None:
         encode_fast = fitted.encode_fast
         encode_fast(speed_BD[:_CODEBOOK_SIZE])
+        x_fast_MD = fitted.decode(encode_fast(judged_MD))
         figures["fast"] = {
             "encode_fps": len(speed_BD) / median_seconds([lambda: encode_fast(speed_BD)], device)[0],
-            "rrl": rrl(judged_MD, fitted.decode(encode_fast(judged_MD))),
+            "rrl": rrl(judged_MD, x_fast_MD),
+            "rrl_drawn": rrl(_drawn(judged_MD, DRAWN_FRAMES), _drawn(x_fast_MD, DRAWN_FRAMES)),
         }
     if fitted.decode_first is not None:
         decode_first, sizes = fitted.decode_first, (2**i for i in range(job.num_bytes.bit_length()))

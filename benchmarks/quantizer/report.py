@@ -52,7 +52,7 @@ def with_ratios(rows: list[dict[str, Any]], dims: dict[str, int]) -> list[dict[s
         for short, other, rrl in (("peer", PEER, "rrl_drawn"), ("rq", RESIDUAL, "rrl")):
             beside = known.get((row["dataset"], row["bytes"], other))
             if beside is not None:
-                more[f"rrl_vs_{short}"] = row.get(rrl, row["rrl"]) / beside[rrl]
+                more[f"rrl_vs_{short}"] = row[rrl] / beside[rrl]
                 more[f"speed_vs_{short}"] = row["encode_fps"] / beside["encode_fps"]
         full.append(row | more)
     return full

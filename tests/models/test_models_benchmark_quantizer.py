@@ -117,7 +117,7 @@ def test_whole_command(frames, started, call, tmp_path):
     assert (tmp_path / "out" / "plot.png").read_bytes().startswith(b"\x89PNG")
 
     started.clear()
-    code, shown, again = call(*frames, *settings[:-2], "ours-paper", "--bytes", "3", "2")
+    code, shown, again = call(*frames, *TINY, "--systems", "faiss-pq", "ours-paper", "--bytes", "3", "2")
     assert code == 0 and started == [("ours-paper", 3)]
     assert "faiss-pq is left out at 3 bytes of embeddings: 16 channels cannot be cut into 3" in shown
     # What stood beside FAISS RQ does so no longer; all that was measured is as it was.
