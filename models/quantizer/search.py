@@ -27,7 +27,6 @@ import torch
 from torch import Tensor
 
 MAX_TENURE = 3
-_PATIENCE_PER_PASS = 4
 _MOVES_PER_PASS = 4
 TOLERANCE = 1e-6
 """Costs that differ by less than this part of the costs' spread are equal: rounding must not look like progress."""
@@ -50,7 +49,7 @@ class Effort:
     @staticmethod
     def of_passes(passes: int, num_codebooks: int) -> "Effort":
         """What `refine_indexes_iters` means; more passes go on where fewer would have stopped."""
-        patience = _PATIENCE_PER_PASS * (passes - 1)
+        patience = passes * passes - 1  # 0, 3, 8, 15, 24
         return Effort(
             moves=_MOVES_PER_PASS * passes * num_codebooks + patience,
             patience=patience,
