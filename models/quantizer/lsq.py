@@ -86,7 +86,7 @@ class LsqFit:
     @property
     def total(self) -> int:
         """Rounds in all, as far as can be told."""
-        return max(self._anneal_rounds + 2 * self._wait, self.position)
+        return self.position if self.done() else max(self._anneal_rounds + 2 * self._wait, self.position + 1)
 
     @property
     def temperature(self) -> float:
