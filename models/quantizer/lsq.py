@@ -20,7 +20,7 @@ from models.quantizer.search import Effort, SearchTables
 START_FRAMES_PER_ENTRY = 64
 _START_ITERATIONS = 6
 _SEARCH_PASSES = 2
-_SEARCH_ROWS = 4096
+_COUNT_ROWS = 4096
 _NOISE = 0.5
 """Standard deviation of the first round's noise: this part of a codebook's share of the error."""
 _PROXIMAL = 1e-3
@@ -191,7 +191,7 @@ class LsqFit:
             prefix_weights=self._prefix_weights,
         )
         effort = Effort.of_passes(_SEARCH_PASSES, self.num_codebooks)
-        return torch.cat([tables.search(tables.entry_costs(x), effort) for x in x_BD.split(_SEARCH_ROWS)])
+        return tables.codes(x_BD, effort)
 
     def _sum(self, rows_BN: Tensor) -> Tensor:
         return torch.nn.functional.embedding_bag(rows_BN, self._centers_MD, mode="sum")
@@ -217,7 +217,7 @@ class LsqFit:
         self._counts_MM *= self._decay
         self._sums_MD *= self._decay
         self._squares_DD *= self._decay
-        for rows in rows_BN.split(_SEARCH_ROWS):
+        for rows in rows_BN.split(_COUNT_ROWS):
             pairs = (rows.unsqueeze(2) * size + rows.unsqueeze(1)).reshape(-1)
             self._counts_MM += torch.bincount(pairs, minlength=size * size).view(size, size)
         if x_BD.device.type == "cpu":
@@ -227,7 +227,7 @@ class LsqFit:
             # Not index_add_, whose sums are in no fixed order on CUDA.
             for n, rows_B in enumerate(rows_BN.unbind(dim=1)):
                 first = n * self.codebook_size
-                for rows, x in zip(rows_B.split(_SEARCH_ROWS), x_BD.split(_SEARCH_ROWS), strict=True):
+                for rows, x in zip(rows_B.split(_COUNT_ROWS), x_BD.split(_COUNT_ROWS), strict=True):
                     chosen_BK = torch.nn.functional.one_hot(rows - first, self.codebook_size).to(x.dtype)
                     self._sums_MD[first : first + self.codebook_size] += chosen_BK.t() @ x
         self._squares_DD.addmm_(x_BD.t(), x_BD)

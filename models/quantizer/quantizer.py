@@ -8,7 +8,7 @@ Shape suffixes: B frames, N codebooks, K entries per codebook, M = N * K, D embe
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,8 +22,7 @@ from models.quantizer.search import Effort, SearchTables
 SCALE_SPEED = 10.0
 """The learned scales enter as exp(10 * parameter): ten times their learning rate, as in the reference."""
 
-_ROWS_PER_MATMUL = {"cpu": 256, "cuda": 4096}
-_COSTS_PER_SEARCH = {"cpu": 2**22, "cuda": 2**26}
+_GUESSES_AT_ONCE = 256
 
 
 class Quantizer(nn.Module):
@@ -255,7 +254,11 @@ class Quantizer(nn.Module):
         x_BD = self._checked_frames(x)
         # No TF32 either: with ten bits of mantissa near codes would be told apart by rounding.
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False), full_float32_products():
-            codes_BN = self._encode_in_blocks(x_BD, refine_indexes_iters, rank)
+            if refine_indexes_iters > 0:
+                effort = Effort.of_passes(refine_indexes_iters, self.num_codebooks)
+                codes_BN = self._search_tables(rank).codes(x_BD, effort)
+            else:
+                codes_BN = self._guesses(x_BD)
         if as_bytes:
             codes_BN = packed(codes_BN, self.codebook_size)
         return codes_BN.view(*x.shape[:-1], codes_BN.shape[-1])
@@ -278,9 +281,8 @@ class Quantizer(nn.Module):
         with torch.no_grad():
             codes_BN = logits_BNK.argmax(dim=2)
             if refine_indexes_iters > 0:
-                tables = self._search_tables()
                 effort = Effort.of_passes(refine_indexes_iters, self.num_codebooks)
-                codes_BN = tables.search(tables.entry_costs(x_BD), effort, codes_BN)
+                codes_BN = self._search_tables().codes(x_BD, effort, codes_BN)
         error = (self._sum_of_centers(codes_BN) - x_BD).square().sum()
         reconstruction = error / ((x_BD - self.get_data_mean()).square().sum() + 1e-20)
         logprobs_BNK = logits_BNK.log_softmax(dim=2)
@@ -311,7 +313,10 @@ class Quantizer(nn.Module):
                 f"x is {x.dtype} of shape {tuple(x.shape)}; this quantizer takes floats (*, {self.dim})"
             )
         x_BD = x.detach().reshape(-1, self.dim).to(self.centers.dtype)
-        finite_B = x_BD.isfinite().all(dim=1)
+        # One sum tells in a single pass over the frames; only where it is not finite each number is looked at.
+        finite_B = x_BD.sum(dim=1).isfinite()
+        if not bool(finite_B.all()):
+            finite_B = x_BD.isfinite().all(dim=1)
         if not bool(finite_B.all()):
             rows = (~finite_B).nonzero().squeeze(1).tolist()
             shown = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
@@ -321,28 +326,13 @@ class Quantizer(nn.Module):
             )
         return x_BD
 
-    def _encode_in_blocks(self, x_BD: Tensor, passes: int, rank: int | None) -> Tensor:
-        block = _ROWS_PER_MATMUL.get(x_BD.device.type, 4096)
-        tables = self._search_tables(rank) if passes > 0 else None
-        effort = Effort.of_passes(passes, self.num_codebooks)
-        at_once = _COSTS_PER_SEARCH.get(x_BD.device.type, 2**22) // (self.num_codebooks * self.codebook_size)
-
-        def in_blocks(rows_BD: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
-            # A matrix product rounds differently for other numbers of rows, hence always the same.
-            parts = [
-                product(F.pad(part_BD, (0, 0, 0, block - len(part_BD))))[: len(part_BD)]
-                for part_BD in rows_BD.split(block)
-            ]
-            return torch.cat(parts)
-
-        if tables is None:
-            return in_blocks(x_BD, lambda full_BD: self._logits(full_BD).argmax(dim=2))
-        return torch.cat(
-            [
-                tables.search(in_blocks(rows_BD, tables.entry_costs), effort)
-                for rows_BD in x_BD.split(max(1, at_once // block) * block)
-            ]
-        )
+    def _guesses(self, x_BD: Tensor) -> Tensor:
+        """The classifier's most likely codes, in products of a fixed number of rows as in `SearchTables.codes`."""
+        parts = []
+        for rows_BD in x_BD.split(_GUESSES_AT_ONCE):
+            padded_BD = F.pad(rows_BD, (0, 0, 0, _GUESSES_AT_ONCE - len(rows_BD)))
+            parts.append(self._logits(padded_BD).argmax(dim=2)[: len(rows_BD)])
+        return torch.cat(parts)
 
     @torch.no_grad()
     def _search_tables(self, rank: int | None = None) -> SearchTables:

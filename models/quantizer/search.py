@@ -25,9 +25,12 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 MAX_TENURE = 3
 _MOVES_PER_PASS = 4
+_ROWS_PER_PRODUCT = {"cpu": 256, "cuda": 4096}
+_COSTS_AT_ONCE = {"cpu": 2**21, "cuda": 2**26}
 TOLERANCE = 1e-6
 """Costs that differ by less than this part of the costs' spread are equal: rounding must not look like progress."""
 
@@ -136,25 +139,45 @@ class SearchTables:
             cross_MM=cross_MM,
         )
 
-    def entry_costs(self, x_BD: Tensor) -> Tensor:
+    def codes(self, x_BD: Tensor, effort: Effort, start_BN: Tensor | None = None) -> Tensor:
+        """The codes found for frames (B, D): int64 (B, N).
+
+        Every frame is searched by itself, and matrix products are always of the same number of rows (for others
+        they are rounded differently), so the codes of a frame do not depend on which others there are.
+
+        Args:
+            x_BD: frames in the dtype of the tables.
+            effort: how long to search.
+            start_BN: int64 codes to start from; the result never costs more than they do. None starts greedily.
+        """
+        rows = _ROWS_PER_PRODUCT.get(x_BD.device.type, 4096)
+        size = len(self.bias_M)
+        at_once = rows * max(1, _COSTS_AT_ONCE.get(x_BD.device.type, 2**21) // (rows * size))
+        # One piece of memory for all blocks: what is touched for the first time costs as much as the search.
+        cost_BM = x_BD.new_empty((min(at_once, -(-len(x_BD) // rows) * rows), size))
+        codes_BN = torch.empty((len(x_BD), self.num_codebooks), dtype=torch.int64, device=x_BD.device)
+        for first in range(0, len(x_BD), at_once):
+            own = slice(first, first + at_once)
+            part_BD = x_BD[own]
+            for start in range(0, len(part_BD), rows):
+                block_BD = part_BD[start : start + rows]
+                if len(block_BD) < rows:
+                    block_BD = F.pad(block_BD, (0, 0, 0, rows - len(block_BD)))
+                self.entry_costs(block_BD, out=cost_BM[start : start + rows])
+            codes_BN[own] = self.search(
+                cost_BM[: len(part_BD)], effort, None if start_BN is None else start_BN[own]
+            )
+        return codes_BN
+
+    def entry_costs(self, x_BD: Tensor, *, out: Tensor | None = None) -> Tensor:
         """What every center costs in every frame, other centers aside: (B, M)."""
         x_BD = x_BD - self.offset_D
         for narrow in self.linear[:-1]:
             x_BD = x_BD @ narrow
-        return torch.addmm(self.bias_M, x_BD, self.linear[-1])
+        return torch.addmm(self.bias_M, x_BD, self.linear[-1], out=out)
 
     def search(self, cost_BM: Tensor, effort: Effort, start_BN: Tensor | None = None) -> Tensor:
-        """The codes found for frames whose `entry_costs` these are.
-
-        Every frame is searched by itself, so its codes do not depend on which others there are.
-
-        Args:
-            cost_BM: is overwritten.
-            effort: how long to search.
-            start_BN: int64 codes to start from; the result never costs more than they do. None starts greedily.
-
-        Returns: int64 codes (B, N).
-        """
+        """`codes` of frames whose `entry_costs` these are; `cost_BM` is overwritten."""
         if cost_BM.device.type == "cpu":
             kernel = compiled_kernel()
             if kernel is not None:

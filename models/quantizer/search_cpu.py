@@ -4,8 +4,10 @@ In tensor operations every move of the search writes and reads whole batches. He
 codebooks) stay in the processor's first cache from its start to its end.
 """
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,8 @@ from torch import Tensor
 
 from models.quantizer.search import TOLERANCE, Effort
 
-_FRAMES_PER_TASK = 64
+_FEWEST_FRAMES_PER_PART = 64
+_PARTS_PER_THREAD = 2
 
 
 def _search(
@@ -121,18 +124,24 @@ def search(
     cost, cross, codes = cost_BM.numpy(), cross_MM.numpy(), codes_BN.numpy()
 
     def part(first: int) -> None:
-        rows = slice(first, first + _FRAMES_PER_TASK)
+        rows = slice(first, first + size)
         _COMPILED(
             cost[rows], cross, effort.moves, effort.patience, effort.tenure, start_BN is not None, codes[rows]
         )
 
-    firsts = range(0, frames, _FRAMES_PER_TASK)
-    threads = min(torch.get_num_threads(), len(firsts))
-    if threads <= 1:
+    threads = torch.get_num_threads()
+    # Few parts, for each costs a wake-up; more than threads, for some frames are searched longer than others.
+    size = max(_FEWEST_FRAMES_PER_PART, -(-frames // (threads * _PARTS_PER_THREAD)))
+    firsts = range(0, frames, size)
+    if threads == 1 or len(firsts) <= 1:
         for first in firsts:
             part(first)
     else:
-        # A pool for each call: threads that are kept would be missing in a forked process.
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(part, firsts))
+        list(_pool(threads, os.getpid()).map(part, firsts))
     return codes_BN
+
+
+@lru_cache(maxsize=1)
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """Kept, for starting threads can take as long as searching a thousand frames; a forked process has its own."""
+    return ThreadPoolExecutor(threads, thread_name_prefix=f"search-{process}")

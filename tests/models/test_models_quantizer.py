@@ -142,7 +142,9 @@ def test_products_are_not_rounded_to_tf32(monkeypatch):
     seen = []
     real = SearchTables.entry_costs
     monkeypatch.setattr(
-        SearchTables, "entry_costs", lambda *given: seen.append(matmul.fp32_precision) or real(*given)
+        SearchTables,
+        "entry_costs",
+        lambda *given, **more: seen.append(matmul.fp32_precision) or real(*given, **more),
     )
     quantizer = seeded(16, 16, 2)
     allowed = matmul.fp32_precision
