@@ -22,7 +22,7 @@ def seconds(call: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def median_seconds(calls: list[Callable[[], object]], device: torch.device, runs: int = 3) -> list[float]:
+def median_seconds(calls: list[Callable[[], object]], device: torch.device, runs: int = 5) -> list[float]:
     """Median wall time of each call over `runs` rounds, in which they take turns."""
     rounds = [[seconds(call, device) for call in calls] for _ in range(runs)]
     return [statistics.median(own) for own in zip(*rounds, strict=True)]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.quantizer.frames import GAUSSIAN, shannon_rrl
+from benchmarks.quantizer.same_codebooks import IN_TENSORS
 
 PEER = "multi_quantization"
 RESIDUAL = "faiss-rq"
@@ -98,7 +99,7 @@ def _show_same_codebooks(same: dict[str, Any]) -> None:
         f"\nencoding {same['frames']} test frames on the {same['num_codebooks']} codebooks of "
         f"{same['checkpoint']}, default iterations"
     )
-    for name in ("ours", PEER):
+    for name in ("ours", IN_TENSORS, PEER):
         if name in same:
             print(f"  {name}: {same[name]['encode_fps']:.0f} frames/s, RRL {same[name]['rrl']:.4f}")
     if "speed_ratio" in same:

@@ -3,6 +3,7 @@
 import importlib.util
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -10,7 +11,9 @@ from torch import Tensor
 from benchmarks.quantizer.frames import evenly
 from benchmarks.quantizer.gauges import median_seconds
 from benchmarks.quantizer.systems_torch import peer_encode
-from models.quantizer import load_reference_checkpoint, rrl
+from models.quantizer import Quantizer, load_reference_checkpoint, rrl, search
+
+IN_TENSORS = "ours in tensor operations"
 
 
 @torch.no_grad()
@@ -30,7 +33,7 @@ def same_codebooks(test_MD: Tensor, checkpoint: Path, num_frames: int) -> dict[s
     if ours.dim != test_MD.shape[1]:
         raise ValueError(f"{checkpoint} takes {ours.dim} channels, the frames have {test_MD.shape[1]}")
     x_BD = test_MD[evenly(num_frames, len(test_MD)).to(test_MD.device)]
-    calls = {"ours": lambda: ours.encode(x_BD)}
+    calls = {"ours": lambda: ours.encode(x_BD), IN_TENSORS: lambda: _in_tensors(ours, x_BD)}
     if importlib.util.find_spec("multi_quantization") is not None:
         import multi_quantization
 
@@ -44,7 +47,14 @@ def same_codebooks(test_MD: Tensor, checkpoint: Path, num_frames: int) -> dict[s
     figures |= {"num_codebooks": ours.num_codebooks, "dim": ours.dim}
     for name, took_s in zip(calls, times, strict=True):
         figures[name] = {"encode_fps": len(x_BD) / took_s, "rrl": rrl(x_BD, ours.decode(codes[name]))}
-    if len(calls) == 2:
-        fps = [figures[name]["encode_fps"] for name in calls]
-        figures["speed_ratio"] = fps[0] / fps[1]
+    fps = {name: figures[name]["encode_fps"] for name in calls}
+    figures["kernel_ratio"] = fps["ours"] / fps[IN_TENSORS]
+    if "multi_quantization" in fps:
+        figures["speed_ratio"] = fps["ours"] / fps["multi_quantization"]
     return figures
+
+
+def _in_tensors(ours: Quantizer, x_BD: Tensor) -> Tensor:
+    """Its codes where the search is compiled for no device."""
+    with patch.object(search, "compiled_search", lambda device: None):
+        return ours.encode(x_BD)

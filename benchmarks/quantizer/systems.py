@@ -57,7 +57,6 @@ SYSTEMS: dict[str, System] = {
     ),
     "faiss-pq": _faiss(systems_faiss.fit_pq, systems_faiss.product_refuses),
     "faiss-opq": _faiss(systems_faiss.fit_opq, systems_faiss.product_refuses),
-    "faiss-rq": _faiss(partial(systems_faiss.fit_rq, lookup_tables=False)),
-    "faiss-rq-lut": _faiss(partial(systems_faiss.fit_rq, lookup_tables=True)),
+    "faiss-rq": _faiss(systems_faiss.fit_rq),
     "faiss-lsq": _faiss(systems_faiss.fit_lsq),
 }

@@ -1,5 +1,6 @@
 """Four quantizers of FAISS, each with FAISS's own settings unless said. They run on the CPU."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,18 +48,21 @@ def fit_opq(train_MD: Tensor, options: FitOptions) -> Fitted:
     return _fitted(pq, fit_s=seconds(train, _CPU), rotation=rotation)
 
 
-def fit_rq(train_MD: Tensor, options: FitOptions, *, lookup_tables: bool) -> Fitted:
+def fit_rq(train_MD: Tensor, options: FitOptions) -> Fitted:
     """Residual quantization with a beam of 16 in training and encoding.
 
-    With lookup tables it encodes by inner products of the codebooks, tabulated once: FAISS's faster way.
-    Training is the same.
+    Its fast encoding takes the inner products of the codebooks from tables.
     """
     faiss, x_MD = _start(train_MD, options)
     rq = faiss.ResidualQuantizer(x_MD.shape[1], options.num_bytes, _BITS)
     rq.max_beam_size = _RQ_BEAMS
-    fit_s = seconds(lambda: rq.train(x_MD), _CPU)
-    rq.use_beam_LUT = int(lookup_tables)
-    return _fitted(rq, fit_s=fit_s, details={"beams": _RQ_BEAMS, "use_beam_LUT": rq.use_beam_LUT})
+    fitted = _fitted(rq, fit_s=seconds(lambda: rq.train(x_MD), _CPU), details={"beams": _RQ_BEAMS})
+
+    def encode(x_BD: Tensor, tables: int) -> Tensor:
+        rq.use_beam_LUT = tables
+        return fitted.encode(x_BD)
+
+    return replace(fitted, encode=lambda x_BD: encode(x_BD, 0), encode_fast=lambda x_BD: encode(x_BD, 1))
 
 
 def fit_lsq(train_MD: Tensor, options: FitOptions) -> Fitted:

@@ -18,6 +18,7 @@ is the result.
 Shape suffixes: B frames, N codebooks, K entries per codebook, M = N * K, D embedding dimension.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -178,11 +179,8 @@ class SearchTables:
 
     def search(self, cost_BM: Tensor, effort: Effort, start_BN: Tensor | None = None) -> Tensor:
         """`codes` of frames whose `entry_costs` these are; `cost_BM` is overwritten."""
-        if cost_BM.device.type == "cpu":
-            kernel = compiled_kernel()
-            if kernel is not None:
-                return kernel(cost_BM, self.cross_MM, self.num_codebooks, effort, start_BN)
-        return _search_in_step(cost_BM, self.cross_MM, self.num_codebooks, effort, start_BN)
+        search = compiled_search(cost_BM.device) or search_in_step
+        return search(cost_BM, self.cross_MM, self.num_codebooks, effort, start_BN)
 
 
 def _of_rank(linear_DM: Tensor, centers_MD: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -198,22 +196,54 @@ def _of_rank(linear_DM: Tensor, centers_MD: Tensor, rank: int) -> tuple[Tensor, 
     return narrow_DR.contiguous(), values[:rank].unsqueeze(1) * right[:rank]
 
 
+Search = Callable[[Tensor, Tensor, int, Effort, Tensor | None], Tensor]
+"""Costs (B, M), which may be overwritten, the table of pairs, the number of codebooks, the effort, and codes to start
+from or None; returns int64 codes (B, N)."""
+
+
 @cache
-def compiled_kernel() -> Callable[..., Tensor] | None:
-    """The search compiled for the CPU; None where numba is not installed."""
-    try:
-        from models.quantizer import search_cpu
-    except ModuleNotFoundError as error:
-        if error.name != "numba":
-            raise
+def compiled_search(device: torch.device) -> Search | None:
+    """The search compiled for a device; None where it cannot be, and then tensor operations do."""
+    if device.type == "cpu":
+        try:
+            from models.quantizer import search_cpu
+        except ModuleNotFoundError as error:
+            if error.name != "numba":
+                raise
+            return None
+        return search_cpu.search
+    if device.type != "cuda":
         return None
-    return search_cpu.search
+    try:
+        from models.quantizer import search_triton
+
+        _check_against_tensors(search_triton.search, device)
+    except Exception as error:  # noqa: BLE001 -- compilers for GPUs fail in many ways, and there is another way
+        warnings.warn(
+            f"the search of codes cannot be compiled for {device} and runs in tensor operations, which takes longer: "
+            f"{type(error).__name__}: {error}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+    return search_triton.search
 
 
-def _search_in_step(
+def _check_against_tensors(search: Search, device: torch.device) -> None:
+    generator = torch.Generator().manual_seed(0)
+    cost_BM = torch.randn(64, 4 * 16, generator=generator).to(device)
+    centers_MD = torch.randn(4 * 16, 8, generator=generator).to(device)
+    cross_MM = centers_MD @ centers_MD.t()
+    effort = Effort.of_passes(3, 4)
+    found, expected = (each(cost_BM.clone(), cross_MM, 4, effort, None) for each in (search, search_in_step))
+    if not torch.equal(found, expected):
+        raise ArithmeticError("it finds other codes than the search in tensor operations")
+
+
+def search_in_step(
     cost_BM: Tensor, cross_MM: Tensor, num_codebooks: int, effort: Effort, start_BN: Tensor | None
 ) -> Tensor:
-    """The search in tensor operations, all frames moving at once: for CUDA, and where numba is missing."""
+    """The search in tensor operations, all frames moving at once: where it is not compiled."""
     frames = cost_BM.shape[0]
     # On CUDA the host would wait for the device each time that it looks whether all frames have stopped.
     look_every = 1 if cost_BM.device.type == "cpu" else 16

@@ -77,7 +77,7 @@ def test_compiled_search_is_the_search_in_tensors(codebook_size, num_codebooks, 
     for passes in (1, 2, 5):
         effort = Effort.of_passes(passes, num_codebooks)
         compiled = tables.search(tables.entry_costs(x), effort, start)
-        in_step = search_module._search_in_step(
+        in_step = search_module.search_in_step(
             tables.entry_costs(x), tables.cross_MM, num_codebooks, effort, start
         )
         assert (compiled == in_step).all(dim=1).float().mean() > 0.99
@@ -108,5 +108,5 @@ def test_search_without_numba(monkeypatch):
     quantizer = seeded(32, 16, 4)
     x = torch.randn(100, 32)
     compiled = quantizer.encode(x)
-    monkeypatch.setattr(search_module, "compiled_kernel", lambda: None)
+    monkeypatch.setattr(search_module, "compiled_search", lambda device: None)
     assert (quantizer.encode(x) == compiled).all(dim=1).float().mean() > 0.98
