@@ -90,7 +90,10 @@ def search(
     """As `SearchTables.search`; `cost_BM` is only read."""
     frames, size = cost_BM.shape
     codes_BN = torch.empty(frames, num_codebooks, dtype=torch.int64, device=cost_BM.device)
-    if frames:
+    if not frames:
+        return codes_BN
+    # Triton launches on the current device, whatever device the tensors are on.
+    with torch.cuda.device_of(cost_BM):
         _search[(frames,)](
             cost_BM,
             cross_MM,
