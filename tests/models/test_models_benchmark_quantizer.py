@@ -104,6 +104,7 @@ def test_whole_command(frames, started, call, tmp_path):
     assert rows["ours"]["rrl"] < rows["ours"]["rrl_of_first"]["1"] < 1
     fast = rows.pop("ours, fast encode")
     assert rows["ours"]["rrl"] < fast["rrl"] < 1 and fast["encode_fps"] > 0 and fast["speed_vs_rq"] > 0
+    assert rows.pop("faiss-rq, fast encode")["encode_fps"] > 0
     for row in rows.values():
         assert 0 < row["rrl"] < 1 and row["rrl"] == row["rrl_drawn"] and row["judged_frames"] == 300
         assert 0 < row["usage_entropy_bits"] <= 8 and 0 < row["linear_nats"] < 8 and row["hidden_nats"] > 0
