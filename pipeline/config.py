@@ -34,7 +34,7 @@ class QuantizerConfig(Section):
     num_codebooks: Annotated[int, Field(ge=1, le=64)] = 8
     codebook_size: Literal[16, 256] = 256
     method: Literal["lsq", "paper"] = "lsq"
-    predictability: Annotated[float, Field(ge=0)] = 0.003
+    predictability: Annotated[float, Field(ge=0)] = 0.0015
     ordered: bool = False
     round_frames: PositiveInt = 32_768
     anneal_rounds: PositiveInt = 60

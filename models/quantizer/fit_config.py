@@ -35,7 +35,7 @@ class FitConfig:
     codebook_size: int = 256
     method: str = "lsq"
     seed: int = 0
-    predictability: float = 0.003
+    predictability: float = 0.0015
     ordered: bool = False
     round_frames: int = 32768
     anneal_rounds: int = 60

@@ -21,13 +21,14 @@ START_FRAMES_PER_ENTRY = 64
 _START_ITERATIONS = 6
 _SEARCH_PASSES = 2
 _COUNT_ROWS = 4096
+_PAIR_ROWS = 32768
 _NOISE = 0.5
 """Standard deviation of the first round's noise: this part of a codebook's share of the error."""
 _PROXIMAL = 1e-3
 """Pull towards the last centers, in mean counts: what the counts leave open stays as it is."""
 _SHRINKAGE = 0.05
 _MAX_DECAY = 0.9
-_OBJECTIVE_FRAMES = 4096
+_JUDGED_FRAMES = 4096
 _DEAD = 0.5
 _MAX_ROUNDS_FACTOR = 10
 
@@ -115,14 +116,12 @@ class LsqFit:
 
     @torch.no_grad()
     def step(self, x_BD: Tensor) -> float:
-        """One round; returns the relative reconstruction loss of its frames before their centers are renewed."""
+        """One round; returns the relative reconstruction loss of some of its frames, with the centers as they were."""
         self.phase = 1 if self.temperature > 0 else 2
         with torch.autocast(x_BD.device.type, enabled=False), full_float32_products():
             rows_BN = self._search(x_BD) + self._first_N
-            error_BD = x_BD - self._sum(rows_BN)
-            self._error_D = error_BD.square().mean(dim=0)
-            loss = float(self._error_D.sum() / x_BD.square().mean(dim=0).sum())
-            self.objectives.append(self._objective(x_BD, rows_BN, error_BD))
+            loss, objective = self._judge(x_BD[:_JUDGED_FRAMES], rows_BN[:_JUDGED_FRAMES])
+            self.objectives.append(objective)
             self._count(x_BD, rows_BN)
             self._solve_centers()
             self._solve_classifier()
@@ -193,13 +192,12 @@ class LsqFit:
         effort = Effort.of_passes(_SEARCH_PASSES, self.num_codebooks)
         return tables.codes(x_BD, effort)
 
-    def _sum(self, rows_BN: Tensor) -> Tensor:
-        return torch.nn.functional.embedding_bag(rows_BN, self._centers_MD, mode="sum")
-
-    def _objective(self, x_BD: Tensor, rows_BN: Tensor, error_BD: Tensor) -> float:
-        """What the fit minimises, of a part of a round's frames."""
-        x_BD, rows_BN, error_BD = (t[:_OBJECTIVE_FRAMES] for t in (x_BD, rows_BN, error_BD))
-        error = error_BD.square().sum(dim=1).mean()
+    def _judge(self, x_BD: Tensor, rows_BN: Tensor) -> tuple[float, float]:
+        """The relative reconstruction loss, and what the fit minimises; `_error_D` is renewed."""
+        error_BD = x_BD - torch.nn.functional.embedding_bag(rows_BN, self._centers_MD, mode="sum")
+        self._error_D = error_BD.square().mean(dim=0)
+        loss = float(self._error_D.sum() / x_BD.square().mean(dim=0).sum())
+        error = self._error_D.sum()
         if self._prefix_weights is not None:
             parts_BND = self._centers_MD[rows_BN].cumsum(dim=1)
             errors_N = (x_BD.unsqueeze(1) - parts_BND).square().sum(dim=2).mean(dim=0)
@@ -209,7 +207,7 @@ class LsqFit:
             logprobs_BNK = logits_BM.view(-1, self.num_codebooks, self.codebook_size).log_softmax(dim=2)
             chosen_BN = logprobs_BNK.gather(2, (rows_BN - self._first_N).unsqueeze(2)).squeeze(2)
             error = error - self._logprob_weight * chosen_BN.sum(dim=1).mean()
-        return float(error / self.dim)
+        return loss, float(error / self.dim)
 
     def _count(self, x_BD: Tensor, rows_BN: Tensor) -> None:
         """Add a round's frames to the fading sums."""
@@ -217,9 +215,14 @@ class LsqFit:
         self._counts_MM *= self._decay
         self._sums_MD *= self._decay
         self._squares_DD *= self._decay
-        for rows in rows_BN.split(_COUNT_ROWS):
-            pairs = (rows.unsqueeze(2) * size + rows.unsqueeze(1)).reshape(-1)
-            self._counts_MM += torch.bincount(pairs, minlength=size * size).view(size, size)
+        pairs_MM = torch.zeros_like(self._counts_MM)
+        # Half of the pairs, for the other half mirrors them.
+        later, sooner = torch.tril_indices(self.num_codebooks, self.num_codebooks, -1, device=x_BD.device)
+        for rows in rows_BN.split(_PAIR_ROWS):
+            pairs = (rows[:, later] * size + rows[:, sooner]).reshape(-1)
+            pairs_MM += torch.bincount(pairs, minlength=size * size).view(size, size)
+        self._counts_MM += pairs_MM + pairs_MM.t()
+        self._counts_MM.diagonal().add_(torch.bincount(rows_BN.reshape(-1), minlength=size))
         if x_BD.device.type == "cpu":
             for rows_B in rows_BN.unbind(dim=1):
                 self._sums_MD.index_add_(0, rows_B, x_BD)

@@ -118,7 +118,7 @@ def test_centers_solve_the_least_squares_problem():
     one_hot_BM = torch.zeros(400, 12).scatter_(1, rows_BN, 1.0)
     exact = torch.linalg.lstsq(one_hot_BM, x, driver="gelsd").solution
     best = (x - one_hot_BM @ exact).square().sum()
-    assert (x - fit._sum(rows_BN)).square().sum() == pytest.approx(float(best), rel=1e-3)
+    assert (x - fit._centers_MD[rows_BN].sum(dim=1)).square().sum() == pytest.approx(float(best), rel=1e-3)
 
 
 def test_rounds_of_a_part_of_the_frames_remember_the_others():
