@@ -20,8 +20,8 @@ from models.quantizer.search import Effort, SearchTables
 START_FRAMES_PER_ENTRY = 64
 _START_ITERATIONS = 6
 _SEARCH_PASSES = 2
-_COUNT_ROWS = 4096
-_PAIR_ROWS = 32768
+_ONE_HOT_ROWS = 4096
+_PAIRS_AT_ONCE = 2**23
 _NOISE = 0.5
 """Standard deviation of the first round's noise: this part of a codebook's share of the error."""
 _PROXIMAL = 1e-3
@@ -193,7 +193,7 @@ class LsqFit:
         return tables.codes(x_BD, effort)
 
     def _judge(self, x_BD: Tensor, rows_BN: Tensor) -> tuple[float, float]:
-        """The relative reconstruction loss, and what the fit minimises; `_error_D` is renewed."""
+        """The relative reconstruction loss and what the fit minimises, of some frames; renews `_error_D`."""
         error_BD = x_BD - torch.nn.functional.embedding_bag(rows_BN, self._centers_MD, mode="sum")
         self._error_D = error_BD.square().mean(dim=0)
         loss = float(self._error_D.sum() / x_BD.square().mean(dim=0).sum())
@@ -218,10 +218,11 @@ class LsqFit:
         pairs_MM = torch.zeros_like(self._counts_MM)
         # Half of the pairs, for the other half mirrors them.
         later, sooner = torch.tril_indices(self.num_codebooks, self.num_codebooks, -1, device=x_BD.device)
-        for rows in rows_BN.split(_PAIR_ROWS):
+        for rows in rows_BN.split(_PAIRS_AT_ONCE // max(1, len(later))):
             pairs = (rows[:, later] * size + rows[:, sooner]).reshape(-1)
             pairs_MM += torch.bincount(pairs, minlength=size * size).view(size, size)
-        self._counts_MM += pairs_MM + pairs_MM.t()
+        self._counts_MM += pairs_MM
+        self._counts_MM += pairs_MM.t()
         self._counts_MM.diagonal().add_(torch.bincount(rows_BN.reshape(-1), minlength=size))
         if x_BD.device.type == "cpu":
             for rows_B in rows_BN.unbind(dim=1):
@@ -230,7 +231,7 @@ class LsqFit:
             # Not index_add_, whose sums are in no fixed order on CUDA.
             for n, rows_B in enumerate(rows_BN.unbind(dim=1)):
                 first = n * self.codebook_size
-                for rows, x in zip(rows_B.split(_COUNT_ROWS), x_BD.split(_COUNT_ROWS), strict=True):
+                for rows, x in zip(rows_B.split(_ONE_HOT_ROWS), x_BD.split(_ONE_HOT_ROWS), strict=True):
                     chosen_BK = torch.nn.functional.one_hot(rows - first, self.codebook_size).to(x.dtype)
                     self._sums_MD[first : first + self.codebook_size] += chosen_BK.t() @ x
         self._squares_DD.addmm_(x_BD.t(), x_BD)
