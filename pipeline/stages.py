@@ -94,13 +94,13 @@ def fit_stage(run: Run) -> dict[str, Any]:
             if metadata["settings"][section] != settings[section]:
                 raise StageError(
                     f"{run.quantizer.url}: this quantizer was fitted with other settings of {section}: "
-                    f"{_differences(metadata['settings'][section], settings[section])}; set them back, or use another "
+                    f"{differences(metadata['settings'][section], settings[section])}; set them back, or use another "
                     "storage.root"
                 )
         if metadata["settings"]["corpus"] != settings["corpus"]:
             say(
                 f"the quantizer in {run.quantizer.url} was fitted on another corpus "
-                f"({_differences(metadata['settings']['corpus'], settings['corpus'])}) and is used as it is"
+                f"({differences(metadata['settings']['corpus'], settings['corpus'])}) and is used as it is"
             )
         return _add_fit(run, metadata)
     sample = draw_sample(
@@ -155,7 +155,7 @@ def fit_stage(run: Run) -> dict[str, Any]:
                     bars.close()
                     unit = "utterances" if stage == "embed" else "steps" if paper else "rounds"
                     shown[stage] = bars.enter_context(bar(f"fit: {stage}", total=total, unit=unit))
-                shown[stage].update(done, **note)
+                shown[stage].update(done, total=total, **note)
 
             outcomes = dispatch(
                 [sample],
@@ -165,12 +165,15 @@ def fit_stage(run: Run) -> dict[str, Any]:
                 on_retry=lambda failed: say(f"the fit failed and is tried again: {failed.errors[-1]}"),
             )
             outcome = next(iter(outcomes))
+            if not outcome.failed:
+                show([])  # the end, which lies after the last look
     if outcome.failed:
         raise StageError(f"the quantizer could not be fitted: {outcome.errors[-1]}")
     return _add_fit(run, outcome.result)
 
 
-def _differences(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
+def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """What is stored and what is wanted now, for each key in which the two differ; empty where none does."""
     keys = [key for key in {**stored, **wanted} if stored.get(key) != wanted.get(key)]
     return ", ".join(f"{key} {stored.get(key)!r}, now {wanted.get(key)!r}" for key in keys)
 

@@ -17,7 +17,7 @@ from models.units import Units, load_units, train_units
 from pipeline.cluster import cluster, read_board, resources, start_board
 from pipeline.progress import Bar, bar, say
 from pipeline.run import SAMPLE_RATE_HZ, Run, digest
-from pipeline.stages import StageError, need_plan
+from pipeline.stages import StageError, differences, need_plan
 from pipeline.train_job import STUDENT, TrainJob
 from storage.artifacts import load_artifact, read_json, write_json
 from storage.errors import ArtifactError, ObjectMissingError, StorageError, TableError
@@ -56,10 +56,7 @@ def distill_stage(run: Run, name: str | None = None) -> dict[str, Any]:
     Args:
         name: `mvqkd` or `baseline`; by default what `distill.loss_scale` says.
     """
-    name = name or ("mvqkd" if run.config.distill.loss_scale else "baseline")
-    settings = run.config.distill
-    if name == "baseline":
-        settings = settings.model_copy(update={"loss_scale": 0.0})
+    name, settings = _named(run, name)
     try:
         table = IndexTable.open(run.table)
     except TableError as error:
@@ -84,6 +81,11 @@ def distill_stage(run: Run, name: str | None = None) -> dict[str, Any]:
         _train(run, name, settings, table, out, key)
         loaded = load_artifact(out, STUDENT)
     arrays, existing = loaded
+    if existing["digest"] != key:
+        raise StageError(
+            f"{out.url}: another training put its student here while this one ran; repeat this one with a "
+            f"storage.root of its own, and table.path {run.table.url} to share the table"
+        )
     if existing["left_out"]:
         say(
             f"{name}: {len(existing['left_out'])} utterances could not be trained on, "
@@ -102,6 +104,13 @@ def distill_stage(run: Run, name: str | None = None) -> dict[str, Any]:
     }
     _add_to_report(run, name, {**summary, "curve": _read_curve(out, key)})
     return summary
+
+
+def _named(run: Run, name: str | None) -> tuple[str, DistillConfig]:
+    """A student of the run, by default what `distill.loss_scale` says, and its settings."""
+    settings = run.config.distill
+    name = name or ("mvqkd" if settings.loss_scale else "baseline")
+    return name, settings.model_copy(update={"loss_scale": 0.0}) if name == "baseline" else settings
 
 
 def _train(run: Run, name: str, settings: DistillConfig, table: IndexTable, out: Location, key: str) -> None:
@@ -218,14 +227,27 @@ def load_student(location: Location) -> tuple[ConformerTransducer, Units, dict[s
 
 
 def decode_stage(run: Run, name: str | None = None) -> dict[str, Any]:
-    """Recognize the test part with a student; every utterance's errors go to `errors.jsonl` beside it."""
-    name = name or ("mvqkd" if run.config.distill.loss_scale else "baseline")
+    """Recognize the test part with a student; every utterance's errors go to `errors.jsonl` beside it.
+
+    Raises:
+        StageError: there is no such student, or it was trained with other settings than the run has now.
+    """
+    name, settings = _named(run, name)
     plan = need_plan(run, "test")
     out = run.student(name)
     try:
         student, units, metadata = load_student(out)
     except ArtifactError as error:
         raise StageError(f"{error}; `mvqkd distill` trains it") from error
+    # Else its errors would be reported as those of settings that it never saw.
+    changed = differences(
+        {f"distill.{key}": value for key, value in metadata["distill"].items() if key not in _SPEED_ONLY}
+        | {f"student.{key}": value for key, value in metadata["student"].items()},
+        {f"distill.{key}": value for key, value in settings.model_dump(exclude=_SPEED_ONLY).items()}
+        | {f"student.{key}": value for key, value in asdict(run.config.student).items()},
+    )
+    if changed:
+        raise StageError(f"{out.url} was trained with {changed}; `mvqkd distill` trains it anew")
     recognizer = Recognizer(
         student.to(choose_device("auto")),
         units,

@@ -1,5 +1,6 @@
 """A tiny corpus and run files for tests that go through all rooms."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import yaml
 
 from pipeline.config import load_config
 from pipeline.run import Run
+from storage.filesystem import Location
 
 WORDS = ("ONE", "TWO", "THREE", "FOUR")
 
@@ -65,3 +67,32 @@ def write_run_file(tree: dict[str, Any], folder: Path) -> Path:
 
 def make_run(tree: dict[str, Any], folder: Path, *overrides: str) -> Run:
     return Run(load_config(write_run_file(tree, folder), overrides))
+
+
+def objects(location: Location) -> dict[str, bytes]:
+    """Name and bytes of every object of a folder and of the failures in it."""
+    failures = location.join("_failures")
+    found = {name: location.read_bytes(name) for name in location.list()}
+    return found | {f"_failures/{name}": failures.read_bytes(name) for name in failures.list()}
+
+
+def copy_of(done: tuple[dict[str, Any], Path], folder: Path, *parts: str) -> dict[str, Any]:
+    """A run file for a copy of some parts of the finished run."""
+    tree, finished = done
+    for part in parts:
+        if (finished / part).is_file():
+            shutil.copy(finished / part, folder / "run" / part)
+        else:
+            shutil.copytree(finished / part, folder / "run" / part)
+    return {**tree, "storage": {"root": str(folder / "run")}}
+
+
+def many_shards(done: tuple[dict[str, Any], Path], folder: Path) -> dict[str, Any]:
+    """A run of some 40 shards with the quantizer of the finished run."""
+    write_corpus(folder / "corpus", train=80)
+    tree = copy_of(done, folder, "quantizer")
+    return {
+        **tree,
+        "corpus": {"root": str(folder / "corpus")},
+        "extract": {"shard_hours": 0.0006, "batch_seconds": 30.0},
+    }

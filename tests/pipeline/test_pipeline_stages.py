@@ -1,7 +1,9 @@
 """The whole job through real Ray actors, Ray Train and storage, on a tiny corpus."""
 
+import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,24 +16,16 @@ from typing import Any
 
 import pytest
 from s3_server import S3Server
-from tiny import make_run, run_tree, write_corpus, write_run_file
+from tiny import copy_of, make_run, many_shards, objects, run_tree, write_corpus, write_run_file
 
-from pipeline import stages, students, whole
+from pipeline import progress, stages, students, whole
 from pipeline.dispatch import PoolError
 from storage.errors import ContractError, TableError
 from storage.failures import read_failures
-from storage.filesystem import Location
 
 pytestmark = pytest.mark.integration
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-def objects(location: Location) -> dict[str, bytes]:
-    """Name and bytes of every object of a folder and of the failures in it."""
-    failures = location.join("_failures")
-    found = {name: location.read_bytes(name) for name in location.list()}
-    return found | {f"_failures/{name}": failures.read_bytes(name) for name in failures.list()}
 
 
 @pytest.fixture(scope="module")
@@ -43,17 +37,6 @@ def done(
     tree = run_tree(corpus_root, teacher_path, folder / "run")
     whole.run_all(make_run(tree, folder))
     return tree, folder / "run"
-
-
-def copy_of(done: tuple[dict[str, Any], Path], folder: Path, *parts: str) -> dict[str, Any]:
-    """A run file for a copy of some parts of the finished run."""
-    tree, finished = done
-    for part in parts:
-        if (finished / part).is_file():
-            shutil.copy(finished / part, folder / "run" / part)
-        else:
-            shutil.copytree(finished / part, folder / "run" / part)
-    return {**tree, "storage": {"root": str(folder / "run")}}
 
 
 def test_the_report_tells_what_a_newcomer_asks(done: tuple[dict[str, Any], Path], capsys: Any) -> None:
@@ -98,6 +81,20 @@ def test_every_stage_again_does_nothing(done: tuple[dict[str, Any], Path], tmp_p
     assert {p: p.stat().st_mtime_ns for p in watched} == before
 
 
+def test_a_fit_that_takes_longer_than_thought_says_so(
+    ray_session: None, tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    notes = ({"fit": {"stage": "fit", "done": n, "total": n + 1}} for n in itertools.count())
+    monkeypatch.setattr(stages, "read_board", lambda _: next(notes))
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
+    run = make_run(tree, tmp_path)
+    stages.plan_stage(run)
+    stages.fit_stage(run)
+    rounds = re.findall(r"fit: fit: (\d+)/(\d+) rounds", capsys.readouterr().err)
+    assert len(rounds) > 1
+    assert all(int(total) == int(number) + 1 for number, total in rounds)
+
+
 def test_table_on_s3_is_the_table_on_disk(
     done: tuple[dict[str, Any], Path], tmp_path: Path, s3_environment: S3Server
 ) -> None:
@@ -112,17 +109,6 @@ def test_table_on_s3_is_the_table_on_disk(
     assert len(objects(run.table)) > 3
     students.distill_stage(run)
     assert students.decode_stage(run) | {"errors": ""} == students.decode_stage(here) | {"errors": ""}
-
-
-def many_shards(done: tuple[dict[str, Any], Path], folder: Path) -> dict[str, Any]:
-    """A run of some 40 shards with the quantizer of the finished run."""
-    write_corpus(folder / "corpus", train=80)
-    tree = copy_of(done, folder, "quantizer")
-    return {
-        **tree,
-        "corpus": {"root": str(folder / "corpus")},
-        "extract": {"shard_hours": 0.0006, "batch_seconds": 30.0},
-    }
 
 
 def wait_for_first_shard(table: Path, is_alive: Any) -> None:
@@ -323,6 +309,18 @@ def test_a_damaged_student_is_trained_again(done: tuple[dict[str, Any], Path], t
     assert weights.read_bytes() == whole_bytes
 
 
+def test_a_training_that_was_overtaken_says_so(
+    done: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(
+        copy_of(done, tmp_path, "plan", "quantizer", "table", "students"), tmp_path, "distill.seed=7"
+    )
+    # What lies there at the end is the student of another seed.
+    monkeypatch.setattr(students, "_train", lambda *_: None)
+    with pytest.raises(stages.StageError, match=r"another training.*storage\.root of its own"):
+        students.distill_stage(run)
+
+
 def test_a_reduction_is_of_two_students_that_differ_in_the_codes_only(
     done: tuple[dict[str, Any], Path], tmp_path: Path
 ) -> None:
@@ -331,6 +329,8 @@ def test_a_reduction_is_of_two_students_that_differ_in_the_codes_only(
     wer = {name: report["students"][name]["score"]["wer"] for name in ("baseline", "mvqkd")}
     assert report["relative_wer_reduction"] == pytest.approx(1 - wer["mvqkd"] / wer["baseline"])
     run = make_run(tree, tmp_path, "distill.epochs=1")
+    with pytest.raises(stages.StageError, match=r"trained with distill\.epochs \d+, now 1; `mvqkd distill`"):
+        students.decode_stage(run)
     students.distill_stage(run)
     students.decode_stage(run)
     assert run.read_report()["relative_wer_reduction"] is None
