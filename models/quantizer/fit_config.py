@@ -19,10 +19,11 @@ class FitConfig:
         predictability: lsq: relative reconstruction loss that one nat of a code's -log p is worth. 0 fits to
             distortion alone; more makes codes that are easier to predict and a little less exact.
         ordered: lsq: the first 1, 2, 4, ... codebooks are codes by themselves.
-        round_frames: lsq: frames of a round.
+        round_frames: lsq: frames of a round, at most.
         anneal_rounds: lsq: rounds until the noise is gone; then it goes on until it has converged.
         tolerance: lsq: progress, relative, that counts as none.
-        max_seconds: lsq: time limit, after which the fit ends as it is. Its result depends on the machine.
+        max_seconds: lsq: time limit, after which the fit ends as it is. Where it is too short for all rounds, they
+            take fewer frames, and the result depends on the machine.
         batch_size: paper: frames per step.
         phase_one_steps: paper: steps with square-root codebooks (one more is taken, as in the reference).
         phase_two_steps: paper: steps with full codebooks.

@@ -29,6 +29,7 @@ _PROXIMAL = 1e-3
 _SHRINKAGE = 0.05
 _MAX_DECAY = 0.9
 _JUDGED_FRAMES = 4096
+_FEWEST_FRAMES_PER_ENTRY = 16
 _DEAD = 0.5
 _MAX_ROUNDS_FACTOR = 10
 
@@ -70,7 +71,8 @@ class LsqFit:
         self.phase = 1
         """Of the last round: 1 while there is noise, then 2."""
         self._anneal_rounds, self._tolerance, self._seed = anneal_rounds, tolerance, seed
-        self._decay = min(_MAX_DECAY, max(0.0, 1.0 - round_frames / num_frames))
+        self._num_frames, self._round_frames = num_frames, min(round_frames, num_frames)
+        self._frames = self._round_frames
         self._logprob_weight = predictability * self.dim / num_codebooks
         generator = torch.Generator().manual_seed(seed)
         with full_float32_products():
@@ -99,8 +101,16 @@ class LsqFit:
         return max(4, self._anneal_rounds // 4)
 
     def note_time(self, used: float) -> None:
-        """Say which part of a time limit is over; the noise fades with it where the rounds would not be done."""
+        """Say which part of a time limit is over; the noise fades with it where the rounds would not be done.
+
+        The next rounds take as many frames as leave time for all of them, for the noise has to fade in small steps.
+        """
+        took = max(used - self._time_used, 1e-9)
         self._time_used = used
+        rounds_left = max(1, self._anneal_rounds + self._wait - self.position)
+        affordable = int(self._frames * max(0.0, 1.0 - used) / rounds_left / took)
+        fewest = _FEWEST_FRAMES_PER_ENTRY * self.codebook_size
+        self._frames = min(self._round_frames, max(fewest, affordable))
 
     def done(self) -> bool:
         """Whether the noise is gone and the objective stands still."""
@@ -118,6 +128,7 @@ class LsqFit:
     def step(self, x_BD: Tensor) -> float:
         """One round; returns the relative reconstruction loss of some of its frames, with the centers as they were."""
         self.phase = 1 if self.temperature > 0 else 2
+        x_BD = x_BD[: self._frames]
         with torch.autocast(x_BD.device.type, enabled=False), full_float32_products():
             rows_BN = self._search(x_BD) + self._first_N
             loss, objective = self._judge(x_BD[:_JUDGED_FRAMES], rows_BN[:_JUDGED_FRAMES])
@@ -212,9 +223,10 @@ class LsqFit:
     def _count(self, x_BD: Tensor, rows_BN: Tensor) -> None:
         """Add a round's frames to the fading sums."""
         size = len(self._counts_MM)
-        self._counts_MM *= self._decay
-        self._sums_MD *= self._decay
-        self._squares_DD *= self._decay
+        decay = min(_MAX_DECAY, max(0.0, 1.0 - len(x_BD) / self._num_frames))
+        self._counts_MM *= decay
+        self._sums_MD *= decay
+        self._squares_DD *= decay
         pairs_MM = torch.zeros_like(self._counts_MM)
         # Half of the pairs, for the other half mirrors them.
         later, sooner = torch.tril_indices(self.num_codebooks, self.num_codebooks, -1, device=x_BD.device)

@@ -184,6 +184,25 @@ def test_a_time_limit_ends_the_fit():
     assert result.steps < 100_000 and result.valid_rrl < 0.2
 
 
+@pytest.mark.parametrize("slowness", [0.5, 8.0])
+def test_rounds_take_fewer_frames_where_the_time_limit_would_not_do_for_all_of_them(slowness):
+    x = normalized(frames(4000))
+    fit = small_fit(x, anneal_rounds=12)
+    rounds = 12 + 4
+    # A machine on which `slowness` times the time limit would do for all rounds of all frames.
+    search, taken, used = fit._search, [], 0.0
+    fit._search = lambda x_BD: (taken.append(len(x_BD)), search(x_BD))[1]
+    while not fit.done():
+        fit.step(x)
+        used += slowness / rounds * taken[-1] / len(x)
+        fit.note_time(used)
+    if slowness < 1:
+        assert set(taken) == {len(x)}
+    else:
+        assert len(taken) >= rounds
+        assert taken[0] == len(x) and max(taken[1:]) < len(x) / 4 and min(taken) >= 16 * 4
+
+
 def test_few_frames_and_one_codebook_will_do():
     assert fit_quantizer(frames(10), valid=frames(5, seed=1), config=config()).valid_rrl < 2
     one = fit_quantizer(frames(800), valid=frames(100, seed=1), config=config(num_codebooks=1))
