@@ -82,10 +82,14 @@ def fit_quantizer(
     def elapsed_s() -> float:
         return before_s + time.monotonic() - started
 
-    while not method.done():
-        train_rrl = method.step(normalized(batches.at(method.position)))
+    def note_time() -> None:
         if config.max_seconds is not None:
             method.note_time(elapsed_s() / config.max_seconds)
+
+    note_time()
+    while not method.done():
+        train_rrl = method.step(normalized(batches.at(method.position)))
+        note_time()
         step = method.position
         measure = step % config.valid_every == 0 or method.done()
         if measure or config.method != "paper" or step % _PROGRESS_EVERY_STEPS == 0:

@@ -67,7 +67,7 @@ class LsqFit:
         self.num_codebooks, self.codebook_size, self.dim = num_codebooks, codebook_size, start.shape[1]
         self.position = 0
         self.objectives: list[float] = []
-        self._time_used = 0.0
+        self._timed_position, self._time_used = 0, 0.0
         self.phase = 1
         """Of the last round: 1 while there is noise, then 2."""
         self._anneal_rounds, self._tolerance, self._seed = anneal_rounds, tolerance, seed
@@ -101,21 +101,25 @@ class LsqFit:
         return max(4, self._anneal_rounds // 4)
 
     def note_time(self, used: float) -> None:
-        """Say which part of a time limit is over; the noise fades with it where the rounds would not be done.
+        """Say before the first round and after each which part of a time limit is over.
 
-        The next rounds take as many frames as leave time for all of them, for the noise has to fade in small steps.
+        The noise fades with the time where the rounds would not be done. The next rounds take as many frames as
+        leave time for all of them, for the noise has to fade in small steps.
         """
-        took = max(used - self._time_used, 1e-9)
-        self._time_used = used
+        rounds, took = self.position - self._timed_position, used - self._time_used
+        self._timed_position, self._time_used = self.position, used
+        if not rounds or took <= 0:
+            return
         rounds_left = max(1, self._anneal_rounds + self._wait - self.position)
-        affordable = int(self._frames * max(0.0, 1.0 - used) / rounds_left / took)
+        affordable = int(self._frames * max(0.0, 1.0 - used) / rounds_left * rounds / took)
         fewest = _FEWEST_FRAMES_PER_ENTRY * self.codebook_size
         self._frames = min(self._round_frames, max(fewest, affordable))
 
     def done(self) -> bool:
         """Whether the noise is gone and the objective stands still."""
-        if self.temperature > 0 or self._time_used >= 1:
-            return self._time_used >= 1
+        out_of_time = self._time_used >= 1 and self.position > 0
+        if self.temperature > 0 or out_of_time:
+            return out_of_time
         # The noise itself raises the objective, so only what came after it is compared.
         calm = self.objectives[self._anneal_rounds :]
         if len(calm) <= self._wait:
@@ -178,7 +182,7 @@ class LsqFit:
                 raise ValueError(f"this training state has no fitting {name}: it is damaged; start anew")
             setattr(self, f"_{name}", state[name].to(own))
         self.objectives = state["objectives"].tolist()
-        self.position = len(self.objectives)
+        self.position = self._timed_position = len(self.objectives)
         if self._prefix_weights is not None:
             self._prefix_weights = state["prefix_weights"].tolist()
 

@@ -182,6 +182,15 @@ def test_a_time_limit_ends_the_fit():
         frames(2000), valid=frames(100, seed=1), config=config(anneal_rounds=100_000, max_seconds=1.0)
     )
     assert result.steps < 100_000 and result.valid_rrl < 0.2
+    over_at_once = fit_quantizer(frames(500), valid=frames(100, seed=1), config=config(max_seconds=1e-9))
+    assert over_at_once.steps == 1
+
+
+def test_a_time_limit_that_is_not_reached_changes_nothing():
+    data, valid = frames(2000), frames(100, seed=1)
+    free = fit_quantizer(data, valid=valid, config=config())
+    limited = fit_quantizer(data, valid=valid, config=config(max_seconds=1000.0))
+    assert equal(weights(free.quantizer), weights(limited.quantizer))
 
 
 @pytest.mark.parametrize("slowness", [0.5, 8.0])
@@ -190,7 +199,8 @@ def test_rounds_take_fewer_frames_where_the_time_limit_would_not_do_for_all_of_t
     fit = small_fit(x, anneal_rounds=12)
     rounds = 12 + 4
     # A machine on which `slowness` times the time limit would do for all rounds of all frames.
-    search, taken, used = fit._search, [], 0.0
+    search, taken, used = fit._search, [], 0.3 * (slowness < 1)
+    fit.note_time(used)
     fit._search = lambda x_BD: (taken.append(len(x_BD)), search(x_BD))[1]
     while not fit.done():
         fit.step(x)
