@@ -22,7 +22,7 @@ class FitConfig:
         round_frames: lsq: frames of a round, at most.
         anneal_rounds: lsq: rounds until the noise is gone; then it goes on until it has converged.
         tolerance: lsq: progress, relative, that counts as none.
-        max_seconds: lsq: time limit, after which the fit ends as it is. Where it is too short for all rounds, they
+        max_seconds: lsq: time limit, after which the fit ends as it is. Where it looks too short for all rounds, they
             take fewer frames, and the result depends on the machine.
         batch_size: paper: frames per step.
         phase_one_steps: paper: steps with square-root codebooks (one more is taken, as in the reference).
