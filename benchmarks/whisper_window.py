@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.teachers import Teacher, load_teacher
+from mvqkd.models.teachers import Teacher, load_teacher
 
 
 def read_waveforms(folder: Path, count: int) -> list[Tensor]:

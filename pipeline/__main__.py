@@ -1,5 +1,5 @@
 """`python -m pipeline` is `mvqkd`."""
 
-from pipeline.cli import main
+from mvqkd.pipeline.cli import main
 
 main()

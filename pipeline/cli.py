@@ -40,7 +40,7 @@ StudentName = Annotated[
 @app.command()
 def plan(run_file: RunFile, set_: Overrides = None, as_json: AsJson = False) -> None:
     """Cut the corpus into shards and say what extraction will make."""
-    from pipeline import stages
+    from mvqkd.pipeline import stages
 
     _stage(stages.plan_stage, run_file, set_, as_json)
 
@@ -48,7 +48,7 @@ def plan(run_file: RunFile, set_: Overrides = None, as_json: AsJson = False) -> 
 @app.command()
 def fit(run_file: RunFile, set_: Overrides = None, as_json: AsJson = False) -> None:
     """Train the quantizer on a sample of the corpus."""
-    from pipeline import stages
+    from mvqkd.pipeline import stages
 
     _stage(stages.fit_stage, run_file, set_, as_json)
 
@@ -56,7 +56,7 @@ def fit(run_file: RunFile, set_: Overrides = None, as_json: AsJson = False) -> N
 @app.command()
 def extract(run_file: RunFile, set_: Overrides = None, as_json: AsJson = False) -> None:
     """Write the index table; only shards that it does not have are computed."""
-    from pipeline import stages
+    from mvqkd.pipeline import stages
 
     result = _stage(stages.extract_stage, run_file, set_, as_json)
     if result["shards_failed"]:
@@ -68,7 +68,7 @@ def distill(
     run_file: RunFile, set_: Overrides = None, student: StudentName = None, as_json: AsJson = False
 ) -> None:
     """Train a student from the index table."""
-    from pipeline import students
+    from mvqkd.pipeline import students
 
     _stage(lambda run: students.distill_stage(run, student), run_file, set_, as_json)
 
@@ -78,7 +78,7 @@ def decode(
     run_file: RunFile, set_: Overrides = None, student: StudentName = None, as_json: AsJson = False
 ) -> None:
     """Recognize the test part with a student and count the errors."""
-    from pipeline import students
+    from mvqkd.pipeline import students
 
     _stage(lambda run: students.decode_stage(run, student), run_file, set_, as_json)
 
@@ -86,7 +86,7 @@ def decode(
 @app.command()
 def run(run_file: RunFile, set_: Overrides = None, as_json: AsJson = False) -> None:
     """All stages, with and without distillation, and a table of what came out."""
-    from pipeline import whole
+    from mvqkd.pipeline import run_all as whole
 
     result = _stage(whole.run_all, run_file, set_, as_json, show=whole.print_report)
     if result["extract"]["shards_failed"]:
@@ -104,10 +104,10 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Contract, rows, hours, bytes, reconstruction loss and code usage of an index table."""
-    from pipeline.config import load_storage_config
-    from storage.filesystem import open_location
-    from storage.inspect import inspect_table
-    from storage.table import IndexTable
+    from mvqkd.pipeline.run_config import load_storage_config
+    from mvqkd.storage.location import open_location
+    from mvqkd.storage.summary import inspect_table
+    from mvqkd.storage.table import IndexTable
 
     def look() -> dict[str, Any]:
         location = open_location(table, options=load_storage_config(table, set_ or []).options)
@@ -131,8 +131,8 @@ def _stage(
     as_json: bool,
     show: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    from pipeline.config import load_config
-    from pipeline.run import Run
+    from mvqkd.pipeline.run_config import load_config
+    from mvqkd.pipeline.run_folder import Run
 
     return _finish(lambda: work(Run(load_config(run_file, overrides or []))), as_json, show)
 
@@ -141,8 +141,8 @@ def _finish(
     work: Callable[[], dict[str, Any]], as_json: bool, show: Callable[[dict[str, Any]], None] | None = None
 ) -> dict[str, Any]:
     """Do the work and print its result; turn expected errors into a message and an exit code."""
-    from pipeline.dispatch import PoolError
-    from pipeline.stages import StageError
+    from mvqkd.pipeline.cluster.dispatch import PoolError
+    from mvqkd.pipeline.stages import StageError
 
     try:
         result = work()

@@ -6,23 +6,30 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
-from models.quantizer import FitConfig
-from pipeline.actors import EmbedderSpec, ExtractActor, FitActor, remote
-from pipeline.cluster import check_fits, cluster, largest_node_cpus, read_board, resources, start_board
-from pipeline.dispatch import dispatch
-from pipeline.plan import Plan, make_plan
-from pipeline.progress import Bar, bar, say
-from pipeline.run import SAMPLE_RATE_HZ, Run
-from storage.contract import TableContract
-from storage.errors import ArtifactError
-from storage.failures import Failure, read_failures, write_failures
-from storage.inspect import inspect_table
-from storage.table import IndexTable
-from workers.corpus import Corpus, CorpusError
-from workers.extract import ShardReport
-from workers.fit import ARTIFACT as QUANTIZER
-from workers.fit import load_quantizer
-from workers.sample import draw_sample
+from mvqkd.models.quantizer import FitConfig
+from mvqkd.pipeline.cluster.actors import EmbedderSpec, ExtractActor, FitActor, remote
+from mvqkd.pipeline.cluster.connect import (
+    check_fits,
+    cluster,
+    largest_node_cpus,
+    read_board,
+    resources,
+    start_board,
+)
+from mvqkd.pipeline.cluster.dispatch import dispatch
+from mvqkd.pipeline.run_folder import SAMPLE_RATE_HZ, Run
+from mvqkd.pipeline.show.progress import Bar, bar, say
+from mvqkd.storage.contract import TableContract
+from mvqkd.storage.errors import ArtifactError
+from mvqkd.storage.failures import Failure, read_failures, write_failures
+from mvqkd.storage.summary import inspect_table
+from mvqkd.storage.table import IndexTable
+from mvqkd.workers.corpus.corpus import Corpus, CorpusError
+from mvqkd.workers.extract import ShardReport
+from mvqkd.workers.fit import ARTIFACT as QUANTIZER
+from mvqkd.workers.fit import load_quantizer
+from mvqkd.workers.plan import Plan, make_plan
+from mvqkd.workers.sample import draw_sample
 
 TEACHER_FRAME_RATE_HZ = 50.0  # of every teacher that is known; the table's contract has the exact one
 

@@ -12,23 +12,24 @@ import numpy as np
 import torch
 from ray.train import TrainingFailedError
 
-from models.student import ConformerTransducer, StudentConfig
-from models.units import Units, load_units, train_units
-from pipeline.cluster import cluster, read_board, resources, start_board
-from pipeline.progress import Bar, bar, say
-from pipeline.run import SAMPLE_RATE_HZ, Run, digest
-from pipeline.stages import StageError, differences, need_plan
-from pipeline.train_job import STUDENT, TrainJob
-from storage.artifacts import load_artifact, read_json, write_json
-from storage.errors import ArtifactError, ObjectMissingError, StorageError, TableError
-from storage.filesystem import Location
-from storage.table import IndexTable
-from workers.audio import AudioError, AudioLoader
-from workers.distill.data import scan_table
-from workers.distill.scoring import Recognized, Recognizer, score
-from workers.distill.settings import DistillConfig
-from workers.shards import read_shard_cuts
-from workers.teacher import choose_device
+from mvqkd.models.students.conformer import ConformerTransducer, StudentConfig
+from mvqkd.models.students.units import Units, load_units, train_units
+from mvqkd.pipeline.cluster.connect import cluster, read_board, resources, start_board
+from mvqkd.pipeline.cluster.train_job import STUDENT, TrainJob
+from mvqkd.pipeline.run_folder import SAMPLE_RATE_HZ, Run, digest
+from mvqkd.pipeline.show.progress import Bar, bar, say
+from mvqkd.pipeline.stages import StageError, differences, need_plan
+from mvqkd.storage.artifacts import load_artifact, read_json, write_json
+from mvqkd.storage.errors import ArtifactError, ObjectMissingError, StorageError, TableError
+from mvqkd.storage.location import Location
+from mvqkd.storage.table import IndexTable
+from mvqkd.workers.audio import AudioLoader
+from mvqkd.workers.cuts import UtteranceError
+from mvqkd.workers.distill.batches import scan_table
+from mvqkd.workers.distill.settings import DistillConfig
+from mvqkd.workers.plan import read_shard_cuts
+from mvqkd.workers.recognize.score import Recognized, Recognizer, score
+from mvqkd.workers.teacher import choose_device
 
 # Settings that the student without codes does not have.
 _OF_CODES_ONLY = {"loss_scale", "student_layer", "codebooks"}
@@ -254,7 +255,7 @@ def decode_stage(run: Run, name: str | None = None) -> dict[str, Any]:
         loader=AudioLoader(SAMPLE_RATE_HZ, s3=run.config.storage.options),
         batch_seconds=run.config.distill.batch_seconds,
     )
-    results: list[Recognized | AudioError] = []
+    results: list[Recognized | UtteranceError] = []
     began = time.monotonic()
     with bar(f"decode {name}", total=plan.num_cuts, unit="utterances") as progress:
         for shard in plan.shards:

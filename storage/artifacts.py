@@ -9,8 +9,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from storage.errors import ArtifactError, ObjectMissingError
-from storage.filesystem import Location
+from mvqkd.storage.errors import ArtifactError, ObjectMissingError
+from mvqkd.storage.location import Location
 
 _DIGEST_KEY = "safetensors_sha256"
 

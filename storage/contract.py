@@ -5,7 +5,7 @@ import json
 import math
 from dataclasses import asdict, dataclass, fields
 
-from storage.errors import ContractError
+from mvqkd.storage.errors import ContractError
 
 SCHEMA_VERSION = 1
 

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 
 import pyarrow as pa
 
-from storage.errors import ObjectMissingError
-from storage.filesystem import Location
-from storage.schema import open_parquet, read_columns, to_parquet
+from mvqkd.storage.errors import ObjectMissingError
+from mvqkd.storage.location import Location
+from mvqkd.storage.rows import open_parquet, read_columns, to_parquet
 
 FAILURES_FOLDER = "_failures"
 _SUFFIX = ".parquet"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import fsspec
 
-from storage.errors import ObjectMissingError, StorageError
+from mvqkd.storage.errors import ObjectMissingError, StorageError
 
 _TEMP_SUFFIX = ".tmp"
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

@@ -8,7 +8,7 @@ from typing import Any
 import botocore.exceptions  # type: ignore[import-untyped]
 import s3fs
 
-from storage.errors import ObjectMissingError, StorageError
+from mvqkd.storage.errors import ObjectMissingError, StorageError
 
 _MAX_PUT_BYTES = 5 * 2**30
 _ATTEMPTS = 5

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.contract import TableContract
-from storage.errors import ContractError, ObjectMissingError, StaleCodesError, TableError
-from storage.filesystem import Location
-from storage.schema import (
+from mvqkd.storage.contract import TableContract
+from mvqkd.storage.errors import ContractError, ObjectMissingError, StaleCodesError, TableError
+from mvqkd.storage.location import Location
+from mvqkd.storage.rows import (
     CONTRACT_KEY,
     EXTRACT_AGAIN,
     IndexRow,

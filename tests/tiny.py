@@ -8,9 +8,9 @@ import numpy as np
 import soundfile
 import yaml
 
-from pipeline.config import load_config
-from pipeline.run import Run
-from storage.filesystem import Location
+from mvqkd.pipeline.run_config import load_config
+from mvqkd.pipeline.run_folder import Run
+from mvqkd.storage.location import Location
 
 WORDS = ("ONE", "TWO", "THREE", "FOUR")
 

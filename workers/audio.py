@@ -16,24 +16,14 @@ from lhotse.augmentation import AudioTransform
 from lhotse.utils import fastcopy
 from torch import Tensor
 
-from workers.sources import fetch
+from mvqkd.workers.corpus.files import fetch
+from mvqkd.workers.cuts import UtteranceError
 
 DURATION_TOLERANCE_S = 0.025
 """About a teacher's frame: manifests round durations, and lossy formats add a few samples."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-class AudioError(ValueError):
-    """The audio of one cut cannot be used; the message names the cut, the file and the remedy."""
-
-    def __init__(self, cut_id: str, problem: str) -> None:
-        super().__init__(f"{cut_id}: {problem}")
-        self.cut_id, self.problem = cut_id, problem
-
-    def __reduce__(self) -> tuple[type["AudioError"], tuple[str, str]]:
-        return type(self), (self.cut_id, self.problem)
 
 
 class AudioLoader:
@@ -52,7 +42,7 @@ class AudioLoader:
         """float32 waveform (num_samples,).
 
         Raises:
-            AudioError: the audio is missing, corrupt, empty, of another length than its manifest says, or
+            UtteranceError: the audio is missing, corrupt, empty, of another length than its manifest says, or
                 holds NaN.
             StorageError, OSError: the object store or the disk cannot be read, which is not the utterance's
                 fault.
@@ -61,7 +51,9 @@ class AudioLoader:
         try:
             fetched = self._fetched(cut)
         except FileNotFoundError as error:
-            raise AudioError(cut.id, f"{where}: no such audio file; check the manifest's paths") from error
+            raise UtteranceError(
+                cut.id, f"{where}: no such audio file; check the manifest's paths"
+            ) from error
         _check_duration(fetched, where)
         try:
             audio_CT = fetched.resample(self.sample_rate_hz).load_audio()
@@ -79,15 +71,15 @@ class AudioLoader:
                 if source.type == "file":
                     _read_through(source.source)
             problem = _shortly(error)
-            raise AudioError(
+            raise UtteranceError(
                 cut.id,
                 f"{where}: the audio cannot be read as its manifest says ({problem}); write either again",
             ) from error
         waveform_T = np.ascontiguousarray(audio_CT[0], dtype=np.float32)
         if waveform_T.size == 0:
-            raise AudioError(cut.id, f"{where}: the audio has no samples; remove it from the manifest")
+            raise UtteranceError(cut.id, f"{where}: the audio has no samples; remove it from the manifest")
         if not np.isfinite(waveform_T).all():
-            raise AudioError(cut.id, f"{where}: the audio holds NaN or infinity; write the file again")
+            raise UtteranceError(cut.id, f"{where}: the audio holds NaN or infinity; write the file again")
         return torch.from_numpy(waveform_T)
 
     def _fetched(self, cut: MonoCut) -> MonoCut:
@@ -107,14 +99,16 @@ def _probe(cut_id: str, path: str) -> None:
 
     Raises:
         FileNotFoundError: there is no such file, or it is a folder.
-        AudioError: it may not be read.
+        UtteranceError: it may not be read.
         OSError: the disk cannot be read, or no file can be opened any more.
     """
     try:
         with Path(path).open("rb") as file:
             file.read(1)
     except PermissionError as error:
-        raise AudioError(cut_id, f"{path}: the audio file may not be read; check its permissions") from error
+        raise UtteranceError(
+            cut_id, f"{path}: the audio file may not be read; check its permissions"
+        ) from error
     except (IsADirectoryError, NotADirectoryError) as error:
         raise FileNotFoundError(path) from error
 
@@ -146,7 +140,7 @@ def _check_duration(cut: MonoCut, where: str) -> None:
             found_s = info.frames / info.samplerate
             # Longer than any recording is a header written before its audio, without a length.
             if abs(found_s - expected_s) > DURATION_TOLERANCE_S and found_s < 1e6:
-                raise AudioError(
+                raise UtteranceError(
                     cut.id,
                     f"{where}: lasts {found_s:.3f} s, but {expected_s:.3f} s by its manifest; write the "
                     "manifest again, and extract again if the file was changed after extraction",
@@ -161,23 +155,23 @@ def _shortly(error: BaseException) -> str:
 
 def decode_ahead(
     items: Iterable[Item], load: Callable[[Item], Result], *, threads: int, ahead: int | Sequence[int]
-) -> Iterator[Result | AudioError]:
+) -> Iterator[Result | UtteranceError]:
     """Results of `load` in the order of `items`, up to `ahead` of them computed before they are asked for.
 
     `ahead` may say for every item how many after it may be computed before its own result is asked for. An
-    `AudioError` is yielded in place of its result, so that one bad file does not end the stream. Every other
+    `UtteranceError` is yielded in place of its result, so that one bad file does not end the stream. Every other
     exception is raised at its place in the order.
     """
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
         pending: deque[Future[Result]] = deque()
         given = 0
 
-        def next_result() -> Result | AudioError:
+        def next_result() -> Result | UtteranceError:
             nonlocal given
             given += 1
             try:
                 return pending.popleft().result()
-            except AudioError as error:
+            except UtteranceError as error:
                 return error
 
         try:

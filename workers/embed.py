@@ -8,8 +8,9 @@ import torch
 from lhotse import MonoCut
 from torch import Tensor
 
-from models.teachers import NonFiniteEmbeddingError, Teacher, WaveformError
-from workers.audio import AudioError, AudioLoader, decode_ahead, length_sorted_batches
+from mvqkd.models.teachers import NonFiniteEmbeddingError, Teacher, WaveformError
+from mvqkd.workers.audio import AudioLoader, decode_ahead, length_sorted_batches
+from mvqkd.workers.cuts import UtteranceError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +69,8 @@ class Embedder:
             good: list[tuple[MonoCut, Tensor]] = []
             for cut in batch:
                 waveform_T = next(waveforms)
-                if isinstance(waveform_T, AudioError):
-                    yield LeftOut(cut=cut, stage="load", error="AudioError", message=str(waveform_T))
+                if isinstance(waveform_T, UtteranceError):
+                    yield LeftOut(cut=cut, stage="load", error="UtteranceError", message=str(waveform_T))
                 else:
                     good.append((cut, waveform_T))
             yield from self._encode(good)

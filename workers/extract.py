@@ -3,20 +3,18 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from lhotse import MonoCut
-from lhotse.augmentation import Speed
 
-from models.quantizer import Quantizer, rrl
-from storage.failures import Failure, write_failures
-from storage.filesystem import Location
-from storage.schema import IndexRow
-from storage.table import IndexTable
-from workers.embed import Embedded, Embedder, LeftOut
-from workers.shards import Shard, cut_to_json, read_shard_cuts
+from mvqkd.models.quantizer import Quantizer, rrl
+from mvqkd.storage.failures import Failure, write_failures
+from mvqkd.storage.location import Location
+from mvqkd.storage.rows import IndexRow
+from mvqkd.storage.table import IndexTable
+from mvqkd.workers.cuts import cut_to_json, identity, speaker_of, text_of
+from mvqkd.workers.embed import Embedded, Embedder, LeftOut
+from mvqkd.workers.plan import Shard, read_shard_cuts
 
 ENCODE_FRAMES = 8192
 
@@ -160,37 +158,3 @@ class Extractor:
             )
             for embedded, codes_TN, x_hat_TD in parts
         ]
-
-
-def identity(cut: MonoCut, num_samples: int) -> dict[str, Any]:
-    """The key columns of a row: which audio this is, whatever its cut is called."""
-    return {
-        "recording_id": cut.recording.id,
-        "channel": cut.channel,
-        "start": cut.start,
-        "duration": cut.duration,
-        "speed": speed_of(cut),
-        "num_samples": num_samples,
-    }
-
-
-def speed_of(cut: MonoCut) -> float:
-    """Speed perturbation factor of the cut's recording; 1.0 when there is none."""
-    speed = 1.0
-    for transform in cut.recording.transforms or []:
-        if isinstance(transform, Speed):
-            speed *= transform.factor
-        elif isinstance(transform, dict) and transform.get("name") == "Speed":
-            speed *= transform["kwargs"]["factor"]
-    return speed
-
-
-def speaker_of(cut: MonoCut) -> str | None:
-    """The speaker of the cut's first supervision that names one."""
-    return next((s.speaker for s in cut.supervisions if s.speaker), None)
-
-
-def text_of(cut: MonoCut) -> str | None:
-    """The transcripts of the cut's supervisions in time order, or None when it has none."""
-    texts = [s.text for s in sorted(cut.supervisions, key=lambda s: s.start) if s.text is not None]
-    return " ".join(texts) if texts else None

@@ -13,7 +13,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from models.quantizer import (
+from mvqkd.models.quantizer import (
     FitConfig,
     FitProgress,
     Quantizer,
@@ -21,11 +21,11 @@ from models.quantizer import (
     quantizer_from_arrays,
     quantizer_to_arrays,
 )
-from storage.artifacts import load_artifact, save_artifact
-from storage.errors import ObjectMissingError
-from storage.filesystem import Location
-from workers.embed import Embedder, LeftOut
-from workers.sample import Sample
+from mvqkd.storage.artifacts import load_artifact, save_artifact
+from mvqkd.storage.errors import ObjectMissingError
+from mvqkd.storage.location import Location
+from mvqkd.workers.embed import Embedder, LeftOut
+from mvqkd.workers.sample import Sample
 
 ARTIFACT = "quantizer"
 STATE = "fit-state.safetensors"

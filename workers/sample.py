@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from lhotse import MonoCut
 
-from storage.filesystem import Location
-from workers.extract import speaker_of
-from workers.shards import Shard, read_shard_cuts
+from mvqkd.storage.location import Location
+from mvqkd.workers.cuts import speaker_of
+from mvqkd.workers.plan import Shard, read_shard_cuts
 
 MAX_SHARDS = 256
 

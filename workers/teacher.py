@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 
-from models.teachers import Teacher, TeacherLoadError
-from storage.filesystem import open_location
-from workers.settings import Section
+from mvqkd.models.teachers import Teacher, TeacherLoadError
+from mvqkd.storage.location import open_location
+from mvqkd.workers.section import Section
 
 
 class TeacherConfig(Section):
@@ -45,7 +45,7 @@ def open_teacher(config: TeacherConfig, *, options: Mapping[str, str]) -> Teache
         StorageError: the `s3://` folder cannot be read.
     """
 
-    from models.teachers import load_teacher  # here, because transformers is slow to import
+    from mvqkd.models.teachers import load_teacher  # here, because transformers is slow to import
 
     def load(path: str) -> Teacher:
         return load_teacher(

@@ -21,7 +21,7 @@ from benchmarks.quantizer.gauges import PeakMemory, median_seconds
 from benchmarks.quantizer.probes import probe_nats
 from benchmarks.quantizer.same_codebooks import same_codebooks
 from benchmarks.quantizer.systems import SYSTEMS
-from models.quantizer import rrl, usage_entropy_bits
+from mvqkd.models.quantizer import rrl, usage_entropy_bits
 
 SAME_CODEBOOKS = "same-codebooks"
 DRAWN_FRAMES = 2048

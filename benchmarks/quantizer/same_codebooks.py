@@ -11,7 +11,8 @@ from torch import Tensor
 from benchmarks.quantizer.frames import evenly
 from benchmarks.quantizer.gauges import median_seconds
 from benchmarks.quantizer.systems_torch import peer_encode
-from models.quantizer import Quantizer, load_reference_checkpoint, rrl, search
+from mvqkd.models.quantizer import Quantizer, load_reference_checkpoint, rrl
+from mvqkd.models.quantizer.search import tables as search
 
 IN_TENSORS = "ours in tensor operations"
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from benchmarks.quantizer.fitting import FitOptions, Fitted
 from benchmarks.quantizer.frames import evenly
 from benchmarks.quantizer.gauges import seconds
-from models.quantizer import FitConfig, FitResult, QuantizerTrainer, fit_quantizer
+from mvqkd.models.quantizer import FitConfig, FitResult, QuantizerTrainer, fit_quantizer
 
 PEER_SIZES = (1, 2, 4, 8, 16, 32)
 _BATCH_SIZE = 512

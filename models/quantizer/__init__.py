@@ -1,11 +1,15 @@
 """Direct-sum quantizers: codes for embeddings, and how they are fitted."""
 
-from models.quantizer.arrays import load_reference_checkpoint, quantizer_from_arrays, quantizer_to_arrays
-from models.quantizer.fit import fit_quantizer
-from models.quantizer.fit_config import FitConfig, FitProgress, FitResult
-from models.quantizer.metrics import rrl, usage_entropy_bits
-from models.quantizer.quantizer import Quantizer
-from models.quantizer.trainer import QuantizerTrainer
+from mvqkd.models.quantizer.fit import fit_quantizer
+from mvqkd.models.quantizer.fit_config import FitConfig, FitProgress, FitResult
+from mvqkd.models.quantizer.metrics import rrl, usage_entropy_bits
+from mvqkd.models.quantizer.paper import QuantizerTrainer
+from mvqkd.models.quantizer.quantizer import Quantizer
+from mvqkd.models.quantizer.serialize import (
+    load_reference_checkpoint,
+    quantizer_from_arrays,
+    quantizer_to_arrays,
+)
 
 __all__ = [
     "FitConfig",

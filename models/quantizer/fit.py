@@ -7,11 +7,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from models.quantizer.fit_config import FitConfig, FitProgress, FitResult
-from models.quantizer.lsq import START_FRAMES_PER_ENTRY, LsqFit
-from models.quantizer.metrics import ROWS_PER_BLOCK, mean_frame, rrl_of_blocks, usage_entropy_bits
-from models.quantizer.quantizer import SCALE_SPEED, Quantizer
-from models.quantizer.trainer import QuantizerTrainer
+from mvqkd.models.quantizer.fit_config import FitConfig, FitProgress, FitResult
+from mvqkd.models.quantizer.lsq import START_FRAMES_PER_ENTRY, LsqFit
+from mvqkd.models.quantizer.metrics import ROWS_PER_BLOCK, mean_frame, rrl_of_blocks, usage_entropy_bits
+from mvqkd.models.quantizer.paper import QuantizerTrainer
+from mvqkd.models.quantizer.quantizer import SCALE_SPEED, Quantizer
 
 _PROGRESS_EVERY_STEPS = 10
 _ROWS_PER_BLOCK = 65536

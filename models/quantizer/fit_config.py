@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from models.quantizer.quantizer import Quantizer
+from mvqkd.models.quantizer.quantizer import Quantizer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,9 @@ Shape suffixes: B frames, N codebooks, K entries per codebook, M = N * K, D embe
 import torch
 from torch import Tensor
 
-from models.precision import full_float32_products
-from models.quantizer.quantizer import Quantizer
-from models.quantizer.search import Effort, SearchTables
+from mvqkd.models.precision import full_float32_products
+from mvqkd.models.quantizer.quantizer import Quantizer
+from mvqkd.models.quantizer.search.tables import Effort, SearchTables
 
 START_FRAMES_PER_ENTRY = 64
 _START_ITERATIONS = 6

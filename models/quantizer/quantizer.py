@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.precision import full_float32_products
-from models.quantizer.packing import packed, unpacked
-from models.quantizer.search import Effort, SearchTables
+from mvqkd.models.precision import full_float32_products
+from mvqkd.models.quantizer.packing import packed, unpacked
+from mvqkd.models.quantizer.search.tables import Effort, SearchTables
 
 SCALE_SPEED = 10.0
 """The learned scales enter as exp(10 * parameter): ten times their learning rate, as in the reference."""

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from models.teachers.base import (
+from mvqkd.models.teachers.base import (
     NonFiniteEmbeddingError,
     Teacher,
     TeacherInfo,
@@ -13,7 +13,7 @@ from models.teachers.base import (
 )
 
 if TYPE_CHECKING:
-    from models.teachers.loading import load_teacher
+    from mvqkd.models.teachers.loading import load_teacher
 
 __all__ = [
     "NonFiniteEmbeddingError",
@@ -30,7 +30,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """`load_teacher` on demand: transformers is slow to import, and only who loads a teacher needs it."""
     if name == "load_teacher":
-        from models.teachers.loading import load_teacher
+        from mvqkd.models.teachers.loading import load_teacher
 
         return load_teacher
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor, nn
 
-from models.precision import full_float32_products
+from mvqkd.models.precision import full_float32_products
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

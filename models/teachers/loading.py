@@ -24,16 +24,16 @@ from transformers import (
 )
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from models.teachers.base import DTYPES, Teacher, TeacherInfo
-from models.teachers.checkpoint import (
+from mvqkd.models.teachers.base import DTYPES, Teacher, TeacherInfo
+from mvqkd.models.teachers.checkpoint import (
     Checkpoint,
     TeacherLoadError,
     fingerprint,
     open_checkpoint,
     read_weights,
 )
-from models.teachers.waveform import WaveformTeacher, receptive_field
-from models.teachers.whisper import (
+from mvqkd.models.teachers.waveform import WaveformTeacher, receptive_field
+from mvqkd.models.teachers.whisper import (
     SILENCE_EDGE_FRAMES,
     SILENCE_STRETCH_FRAMES,
     LogMel,

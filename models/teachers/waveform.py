@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from models.teachers.base import TeacherInfo, TransformersTeacher, pad_frames
+from mvqkd.models.teachers.base import TeacherInfo, TransformersTeacher, pad_frames
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.teachers.base import TeacherInfo, TransformersTeacher, pad_frames
+from mvqkd.models.teachers.base import TeacherInfo, TransformersTeacher, pad_frames
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

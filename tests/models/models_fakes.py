@@ -2,7 +2,7 @@
 
 import torch
 
-from models.quantizer import Quantizer
+from mvqkd.models.quantizer import Quantizer
 
 
 def seeded(dim, codebook_size, num_codebooks, seed=0):

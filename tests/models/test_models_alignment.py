@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.alignment import IGNORE, AlignmentError, FrameAlignment
+from mvqkd.models.alignment import IGNORE, AlignmentError, FrameAlignment
 
 X = IGNORE
 

@@ -19,7 +19,7 @@ from benchmarks.quantizer.frames import dataset_of_files, evenly, gaussian_datas
 from benchmarks.quantizer.probes import probe_nats
 from benchmarks.quantizer.same_codebooks import same_codebooks
 from benchmarks.quantizer.systems import SYSTEMS
-from models.quantizer import Quantizer, rrl
+from mvqkd.models.quantizer import Quantizer, rrl
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TINY = [

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.alignment import IGNORE
-from models.distillation import DistillationModel, Losses
-from models.student import ConformerTransducer, StudentConfig, subsampled_length
+from mvqkd.models.alignment import IGNORE
+from mvqkd.models.distillation.model import DistillationModel, Losses
+from mvqkd.models.students.conformer import ConformerTransducer, StudentConfig, subsampled_length
 
 CONFIG = StudentConfig(
     encoder_dim=16,

@@ -2,7 +2,7 @@
 
 import torch
 
-from models.features import NUM_MEL_BINS, LogMel, spec_augment
+from mvqkd.models.features import NUM_MEL_BINS, LogMel, spec_augment
 
 
 def masked(features_TF: torch.Tensor, seed: int = 0, **changes: int) -> torch.Tensor:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models.joint_loss import JointCodebookLoss
+from mvqkd.models.joint_loss import JointCodebookLoss
 
 multi_quantization = pytest.importorskip("multi_quantization")
 

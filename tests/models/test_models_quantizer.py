@@ -7,7 +7,7 @@ import pytest
 import torch
 from models_fakes import seeded, squared_error
 
-from models.quantizer import (
+from mvqkd.models.quantizer import (
     Quantizer,
     load_reference_checkpoint,
     quantizer_from_arrays,
@@ -15,7 +15,7 @@ from models.quantizer import (
     rrl,
     usage_entropy_bits,
 )
-from models.quantizer.search import SearchTables
+from mvqkd.models.quantizer.search.tables import SearchTables
 
 CHECKPOINT = "quantizers/multi_quantization-0.1.1_whisper-base_8x256.pt"
 
@@ -299,7 +299,7 @@ def test_rrl_in_blocks_is_the_rrl(monkeypatch):
     mean = torch.randn(12)
     with_mean = rrl(x, x_hat, mean=mean)
     assert with_mean == float(error / ((exact - mean.double()).square().sum() + 1e-20))
-    monkeypatch.setattr("models.quantizer.metrics.ROWS_PER_BLOCK", 64)
+    monkeypatch.setattr("mvqkd.models.quantizer.metrics.ROWS_PER_BLOCK", 64)
     assert rrl(x, x_hat) == pytest.approx(expected, rel=1e-12)
     assert rrl(x, x_hat, mean=mean) == pytest.approx(with_mean, rel=1e-12)
     assert rrl(x.view(10, 100, 12), x_hat.view(10, 100, 12)) == rrl(x, x_hat)

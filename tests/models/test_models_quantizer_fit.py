@@ -5,7 +5,7 @@ import hashlib
 import pytest
 import torch
 
-from models.quantizer import FitConfig, Quantizer, QuantizerTrainer, fit_quantizer, rrl
+from mvqkd.models.quantizer import FitConfig, Quantizer, QuantizerTrainer, fit_quantizer, rrl
 
 DIM = 20
 
@@ -201,7 +201,7 @@ def test_validation_frames_are_encoded_in_blocks(monkeypatch):
     monkeypatch.setattr(
         Quantizer, "encode", lambda self, x, **given: sizes.append(len(x)) or real(self, x, **given)
     )
-    monkeypatch.setattr("models.quantizer.fit.ROWS_PER_BLOCK", 32)
+    monkeypatch.setattr("mvqkd.models.quantizer.fit.ROWS_PER_BLOCK", 32)
     result = fit_quantizer(data, valid=valid, config=config())
     assert set(sizes) == {32, 4} and equal(weights(result.quantizer), weights(whole.quantizer))
     assert result.valid_rrl == pytest.approx(whole.valid_rrl, rel=1e-12)

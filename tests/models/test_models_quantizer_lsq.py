@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from models.quantizer import FitConfig, fit_quantizer, rrl
-from models.quantizer.lsq import LsqFit
+from mvqkd.models.quantizer import FitConfig, fit_quantizer, rrl
+from mvqkd.models.quantizer.lsq import LsqFit
 
 DIM = 20
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from models_fakes import seeded, squared_error
 
-from models.quantizer import Quantizer
-from models.quantizer import search as search_module
-from models.quantizer.search import Effort, SearchTables
+from mvqkd.models.quantizer import Quantizer
+from mvqkd.models.quantizer.search import tables as search_module
+from mvqkd.models.quantizer.search.tables import Effort, SearchTables
 
 
 @pytest.mark.parametrize(("codebook_size", "num_codebooks"), [(256, 1), (16, 2), (4, 3), (64, 8)])

@@ -7,14 +7,14 @@ import pytest
 import torch
 from models_fakes import seeded
 
-from models.quantizer.search import Effort, SearchTables, compiled_search, search_in_step
+from mvqkd.models.quantizer.search.tables import Effort, SearchTables, compiled_search, search_in_step
 
 pytest.importorskip("triton")
 
 _COMPARE = """
 import torch
-from models.quantizer.search import Effort, search_in_step
-from models.quantizer.search_triton import search
+from mvqkd.models.quantizer.search.tables import Effort, search_in_step
+from mvqkd.models.quantizer.search.triton import search
 
 generator = torch.Generator().manual_seed(1)
 for size, num_codebooks in ((256, 1), (16, 5), (64, 8)):
@@ -43,7 +43,7 @@ def test_kernel_compiles_for(capability):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
-    from models.quantizer import search_triton
+    from mvqkd.models.quantizer.search import triton as search_triton
 
     constants = search_triton.constants(2048, 8, False)
     types = {"cost_ptr": "*fp32", "cross_ptr": "*fp32", "start_ptr": "*i64", "codes_ptr": "*i64"}

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torchaudio.models.conformer import ConformerLayer
 
-from models.student import (
+from mvqkd.models.students.conformer import (
     MIN_SAMPLES,
     ConformerTransducer,
     MaskedConformerLayer,

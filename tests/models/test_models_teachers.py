@@ -8,14 +8,14 @@ import torch
 import transformers
 from torch import Tensor
 
-from models.teachers import (
+from mvqkd.models.teachers import (
     NonFiniteEmbeddingError,
     UtteranceTooLongError,
     UtteranceTooShortError,
     WaveformError,
     load_teacher,
 )
-from models.teachers.base import TransformersTeacher
+from mvqkd.models.teachers.base import TransformersTeacher
 
 LAYERS = 3
 SIZES = {

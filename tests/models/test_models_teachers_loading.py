@@ -11,7 +11,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from benchmarks import whisper_window
-from models.teachers import TeacherLoadError, checkpoint, load_teacher
+from mvqkd.models.teachers import TeacherLoadError, checkpoint, load_teacher
 
 TINY = {
     "hidden_size": 16,

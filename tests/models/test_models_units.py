@@ -2,7 +2,7 @@
 
 import pytest
 
-from models.units import CharUnits, SentencePieceUnits, load_units, train_units
+from mvqkd.models.students.units import CharUnits, SentencePieceUnits, load_units, train_units
 
 TEXTS = ["the cat sat on the mat", "the dog ate the cat", "a dog and a cat", "été naïf"] * 5
 

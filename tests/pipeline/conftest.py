@@ -11,8 +11,8 @@ from s3_server import S3Server
 from tiny import run_tree, write_corpus
 from transformers import HubertConfig, HubertModel
 
-from pipeline.cluster import cluster
-from pipeline.config import ClusterConfig
+from mvqkd.pipeline.cluster.connect import cluster
+from mvqkd.pipeline.run_config import ClusterConfig
 
 TESTS = Path(__file__).resolve().parents[1]
 

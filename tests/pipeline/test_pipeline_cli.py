@@ -8,9 +8,10 @@ import pytest
 from tiny import write_run_file
 from typer.testing import CliRunner
 
-from pipeline import stages, whole
-from pipeline.cli import app
-from pipeline.dispatch import PoolError
+from mvqkd.pipeline import run_all as whole
+from mvqkd.pipeline import stages
+from mvqkd.pipeline.cli import app
+from mvqkd.pipeline.cluster.dispatch import PoolError
 
 runner = CliRunner()
 

@@ -5,8 +5,8 @@ import socket
 import pytest
 import ray
 
-from pipeline.cluster import cluster
-from pipeline.config import ClusterConfig
+from mvqkd.pipeline.cluster.connect import cluster
+from mvqkd.pipeline.run_config import ClusterConfig
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:{port}", "ray://127.0.0.1:{port}", "127.0.0.1:head"])

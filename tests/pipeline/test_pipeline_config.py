@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.config import ConfigError, RunConfig, load_config
+from mvqkd.pipeline.run_config import ConfigError, RunConfig, load_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.actors import remote
-from pipeline.dispatch import Outcome, PoolError, dispatch
+from mvqkd.pipeline.cluster.actors import remote
+from mvqkd.pipeline.cluster.dispatch import Outcome, PoolError, dispatch
 
 pytestmark = pytest.mark.integration
 

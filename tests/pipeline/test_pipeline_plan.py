@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 from lhotse import MonoCut, Recording
 
-from pipeline.plan import make_plan, read_plan
-from storage.filesystem import open_location
-from workers.corpus import Refused
-from workers.shards import read_shard_cuts
+from mvqkd.storage.location import open_location
+from mvqkd.workers.cuts import Refused
+from mvqkd.workers.plan import make_plan, read_plan, read_shard_cuts
 
 
 def cut(number: int, duration_s: float = 10.0) -> MonoCut:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pipeline import progress
+from mvqkd.pipeline.show import progress
 
 
 def test_plain_lines_are_rare_and_end_with_the_total(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,8 @@ import duckdb
 import pytest
 from tiny import make_run, run_tree
 
-from pipeline import stages
-from storage.table import IndexTable
+from mvqkd.pipeline import stages
+from mvqkd.storage.table import IndexTable
 
 pytestmark = [pytest.mark.integration, pytest.mark.shared]
 

@@ -8,9 +8,9 @@ import pytest
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 from lhotse.audio import AudioSource
 
-from pipeline.config import load_config
-from pipeline.run import Run
-from pipeline.stages import plan_stage
+from mvqkd.pipeline.run_config import load_config
+from mvqkd.pipeline.run_folder import Run
+from mvqkd.pipeline.stages import plan_stage
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 

@@ -18,10 +18,12 @@ import pytest
 from s3_server import S3Server
 from tiny import copy_of, make_run, many_shards, objects, run_tree, write_corpus, write_run_file
 
-from pipeline import progress, stages, students, whole
-from pipeline.dispatch import PoolError
-from storage.errors import ContractError, TableError
-from storage.failures import read_failures
+from mvqkd.pipeline import run_all as whole
+from mvqkd.pipeline import stages, students
+from mvqkd.pipeline.cluster.dispatch import PoolError
+from mvqkd.pipeline.show import progress
+from mvqkd.storage.errors import ContractError, TableError
+from mvqkd.storage.failures import read_failures
 
 pytestmark = pytest.mark.integration
 
@@ -126,7 +128,7 @@ def test_killed_driver_loses_no_shard(done: tuple[dict[str, Any], Path], tmp_pat
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     environment.pop("RAY_ADDRESS", None)
     driver = subprocess.Popen(
-        [sys.executable, "-m", "pipeline", "extract", str(run_file)],
+        [sys.executable, "-m", "mvqkd", "extract", str(run_file)],
         env=environment,
         stderr=subprocess.DEVNULL,
     )

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from storage.contract import TableContract
-from storage.filesystem import open_location
-from storage.schema import IndexRow
-from storage.table import IndexTable
+from mvqkd.storage.contract import TableContract
+from mvqkd.storage.location import open_location
+from mvqkd.storage.rows import IndexRow
+from mvqkd.storage.table import IndexTable
 
 WORDS = ["YES", "NO", "ENTER", "SEVEN", "ERASE", "RUBOUT", "M", "TWO", "HELP", "START", "OCTOBER", "ZERO"]
 

@@ -3,9 +3,9 @@ import hashlib
 import numpy as np
 import pytest
 
-from storage.artifacts import load_artifact, read_json, save_artifact, write_json
-from storage.errors import ArtifactError, ObjectMissingError
-from storage.filesystem import open_location
+from mvqkd.storage.artifacts import load_artifact, read_json, save_artifact, write_json
+from mvqkd.storage.errors import ArtifactError, ObjectMissingError
+from mvqkd.storage.location import open_location
 
 TENSORS = {"centers": np.arange(24, dtype=np.float32).reshape(2, 3, 4), "steps": np.array(7, dtype=np.int64)}
 

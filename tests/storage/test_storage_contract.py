@@ -2,8 +2,8 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from storage.contract import TableContract
-from storage.errors import ContractError
+from mvqkd.storage.contract import TableContract
+from mvqkd.storage.errors import ContractError
 
 
 def test_json_round_trip_and_digest(contract):

@@ -1,13 +1,13 @@
 import pyarrow.parquet as pq
 import pytest
 
-from storage.errors import TableError
-from storage.failures import Failure, read_failures, write_failures
-from storage.filesystem import Location
+from mvqkd.storage.errors import TableError
+from mvqkd.storage.failures import Failure, read_failures, write_failures
+from mvqkd.storage.location import Location
 
 
 def failure(shard: str, cut_id: str | None, **changes) -> Failure:
-    values = {"stage": "load", "error": "AudioError", "message": "no such file: x.flac", "attempts": 1}
+    values = {"stage": "load", "error": "UtteranceError", "message": "no such file: x.flac", "attempts": 1}
     return Failure(shard=shard, cut_id=cut_id, **{**values, **changes})
 
 

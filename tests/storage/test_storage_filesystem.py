@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from storage import local_store
-from storage.errors import ObjectMissingError, StorageError
-from storage.filesystem import Location, open_location
+from mvqkd.storage import local_store
+from mvqkd.storage.errors import ObjectMissingError, StorageError
+from mvqkd.storage.location import Location, open_location
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_a_file_where_a_folder_is_needed(place):
 
 KILLED_WRITER = """
 import os, sys
-from storage.filesystem import open_location
+from mvqkd.storage.location import open_location
 os.link = lambda *_: os.kill(os.getpid(), 9)
 open_location(sys.argv[1]).write_once("shard.parquet", b"x" * 100_000)
 """
@@ -164,7 +164,7 @@ def test_a_full_disk_commits_nothing_and_keeps_what_was_committed(tmp_path):
 
 LIMITED_WRITER = """
 import resource, signal, sys
-from storage.filesystem import open_location
+from mvqkd.storage.location import open_location
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 open_location(sys.argv[1]).write_once("big", b"b" * 100_000)

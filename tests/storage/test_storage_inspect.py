@@ -4,11 +4,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from storage.errors import TableError
-from storage.failures import Failure, write_failures
-from storage.filesystem import open_location
-from storage.inspect import inspect_table
-from storage.table import IndexTable
+from mvqkd.storage.errors import TableError
+from mvqkd.storage.failures import Failure, write_failures
+from mvqkd.storage.location import open_location
+from mvqkd.storage.summary import inspect_table
+from mvqkd.storage.table import IndexTable
 
 
 def test_summary_of_known_codes(tmp_path, contract, make_rows):

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from s3_server import S3Server
 
-from storage.failures import Failure, write_failures
-from storage.filesystem import open_location
-from storage.table import IndexTable
+from mvqkd.storage.failures import Failure, write_failures
+from mvqkd.storage.location import open_location
+from mvqkd.storage.table import IndexTable
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "query.md"
 _BLOCK = re.compile(
@@ -40,7 +40,7 @@ def fill(url: str, contract, make_rows) -> None:
     rows = make_rows(60)
     table.write_shard("shard-0", rows[:30])
     table.write_shard("shard-1", rows[30:])
-    failure = Failure(shard="shard-1", cut_id="an9-fakls-b9", stage="load", error="AudioError",
+    failure = Failure(shard="shard-1", cut_id="an9-fakls-b9", stage="load", error="UtteranceError",
                       message="no such file: an9-fakls-b9.flac", attempts=1)  # fmt: skip
     write_failures(table.location, "shard-1", [failure])
 

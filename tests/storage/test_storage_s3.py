@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from s3_server import S3Server
 
-from storage.artifacts import load_artifact, save_artifact
-from storage.errors import ObjectMissingError, StorageError, TableError
-from storage.failures import Failure, read_failures, write_failures
-from storage.filesystem import Location, open_location
-from storage.inspect import inspect_table
-from storage.table import IndexTable
+from mvqkd.storage.artifacts import load_artifact, save_artifact
+from mvqkd.storage.errors import ObjectMissingError, StorageError, TableError
+from mvqkd.storage.failures import Failure, read_failures, write_failures
+from mvqkd.storage.location import Location, open_location
+from mvqkd.storage.summary import inspect_table
+from mvqkd.storage.table import IndexTable
 
 pytestmark = pytest.mark.integration
 
@@ -130,7 +130,7 @@ def test_missing_credentials_are_named(place, monkeypatch, tmp_path):
 
 
 def test_an_unreachable_endpoint_is_named(place, monkeypatch):
-    monkeypatch.setattr("storage.s3_store._ATTEMPTS", 2)
+    monkeypatch.setattr("mvqkd.storage.s3_store._ATTEMPTS", 2)
     nowhere = open_location(place.url, options={"endpoint_url": "http://127.0.0.1:9"})
     with pytest.raises(StorageError, match=r"endpoint cannot be reached.*check endpoint_url"):
         nowhere.list()
@@ -154,7 +154,7 @@ def test_a_location_works_in_another_process(place, method):
 
 KILLED_WRITER = """
 import os, sys, threading
-from storage.filesystem import open_location
+from mvqkd.storage.location import open_location
 place = open_location(sys.argv[1])
 place.list()
 threading.Timer(0.15, os.kill, (os.getpid(), 9)).start()
@@ -238,7 +238,7 @@ def test_a_conflicting_write_waits_for_the_other():
     ],
 )
 def test_other_answers_are_named(monkeypatch, status, code, message):
-    monkeypatch.setattr("storage.s3_store._ATTEMPTS", 2)
+    monkeypatch.setattr("mvqkd.storage.s3_store._ATTEMPTS", 2)
     with (
         scripted_server((status, error(code))) as (place, _),
         pytest.raises(StorageError, match=message),
@@ -259,7 +259,7 @@ def test_long_listings_come_in_pages():
 
 
 def test_an_object_too_large_for_one_put_is_refused(place, monkeypatch):
-    monkeypatch.setattr("storage.s3_store._MAX_PUT_BYTES", 10)
+    monkeypatch.setattr("mvqkd.storage.s3_store._MAX_PUT_BYTES", 10)
     with pytest.raises(StorageError, match="use smaller shards"):
         place.write_once("a", b"x" * 11)
 

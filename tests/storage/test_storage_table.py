@@ -10,10 +10,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from storage.errors import ContractError, StaleCodesError, StorageError, TableError
-from storage.filesystem import open_location
-from storage.schema import COLUMNS, CONTRACT_KEY, to_parquet
-from storage.table import IndexTable, check_row_matches
+from mvqkd.storage.errors import ContractError, StaleCodesError, StorageError, TableError
+from mvqkd.storage.location import open_location
+from mvqkd.storage.rows import COLUMNS, CONTRACT_KEY, to_parquet
+from mvqkd.storage.table import IndexTable, check_row_matches
 
 
 def file_of(table: IndexTable, name: str) -> Path:

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from workers_fakes import make_contract, make_cuts, make_embedder, make_plan, make_quantizer
 
-from storage.filesystem import open_location
-from storage.table import IndexTable
-from workers.extract import Extractor
+from mvqkd.storage.location import open_location
+from mvqkd.storage.table import IndexTable
+from mvqkd.workers.extract import Extractor
 
 
 @pytest.fixture

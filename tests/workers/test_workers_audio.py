@@ -18,8 +18,9 @@ from lhotse.audio import AudioSource
 from s3_server import S3Server
 from workers_fakes import cut_of, sound, write_sound
 
-from storage.errors import StorageError
-from workers.audio import AudioError, AudioLoader, decode_ahead, length_sorted_batches
+from mvqkd.storage.errors import StorageError
+from mvqkd.workers.audio import AudioLoader, decode_ahead, length_sorted_batches
+from mvqkd.workers.cuts import UtteranceError
 
 load = AudioLoader(16_000)
 
@@ -99,7 +100,7 @@ def with_nan(path: Path) -> None:
 )
 def test_bad_audio(tmp_path: Path, name: str, build: Callable[[Path], MonoCut], message: str) -> None:
     cut = build(tmp_path / name)
-    with pytest.raises(AudioError) as caught:
+    with pytest.raises(UtteranceError) as caught:
         load(cut)
     assert str(caught.value).startswith(f"a: {tmp_path / name}: ")
     assert message in str(caught.value)
@@ -111,13 +112,13 @@ def test_replaced_file_of_a_perturbed_cut(tmp_path: Path) -> None:
     cut = cut_of(write_sound(tmp_path / "a.wav", 0.55)).perturb_speed(1.1).resample(8000)
     assert AudioLoader(16_000)(cut).numel() == pytest.approx(8000, abs=2)
     write_sound(tmp_path / "a.wav", 0.6)
-    with pytest.raises(AudioError, match=r"a_sp1.1: .*lasts 0.600 s, but 0.550 s by its manifest"):
+    with pytest.raises(UtteranceError, match=r"a_sp1.1: .*lasts 0.600 s, but 0.550 s by its manifest"):
         load(cut)
 
 
 def test_cut_without_samples(tmp_path: Path) -> None:
     cut = cut_of(write_sound(tmp_path / "a.wav", 0.5), duration=1e-6)
-    with pytest.raises(AudioError, match=r"a: .*a.wav: the audio (has no samples|cannot be read)"):
+    with pytest.raises(UtteranceError, match=r"a: .*a.wav: the audio (has no samples|cannot be read)"):
         load(cut)
 
 
@@ -161,7 +162,7 @@ def test_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(
-        AudioError, match=r"a: .*a.wav: the audio file may not be read; check its permissions"
+        UtteranceError, match=r"a: .*a.wav: the audio file may not be read; check its permissions"
     ):
         load(cut)
 
@@ -170,7 +171,7 @@ def test_folder_in_the_place_of_a_file(tmp_path: Path) -> None:
     cut = cut_of(write_sound(tmp_path / "a.wav", 0.5))
     (tmp_path / "a.wav").unlink()
     (tmp_path / "a.wav").mkdir()
-    with pytest.raises(AudioError, match=r"a: .*a.wav: no such audio file"):
+    with pytest.raises(UtteranceError, match=r"a: .*a.wav: no such audio file"):
         load(cut)
 
 
@@ -183,7 +184,7 @@ def test_audio_in_s3(tmp_path: Path, s3_environment: S3Server, monkeypatch: pyte
     cut.recording.sources = [AudioSource("url", [0], url)]
     np.testing.assert_allclose(AudioLoader(16_000, s3=options)(cut).numpy(), sound("a", 0.5), atol=2**-15)
     cut.recording.sources = [AudioSource("url", [0], url + ".gone")]
-    with pytest.raises(AudioError, match=r"a: s3://.*a.wav.gone: no such audio file"):
+    with pytest.raises(UtteranceError, match=r"a: s3://.*a.wav.gone: no such audio file"):
         AudioLoader(16_000, s3=options)(cut)
     # Trouble with the store is not the utterance's fault: it must not be left out for that.
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
@@ -229,7 +230,7 @@ def test_decoding_runs_in_other_threads() -> None:
 def test_bad_audio_stands_in_its_place_and_other_errors_are_raised() -> None:
     def decode(item: int) -> int:
         if item == 2:
-            raise AudioError("two", "bad")
+            raise UtteranceError("two", "bad")
         if item == 4:
             raise ZeroDivisionError("a bug")
         return item
@@ -237,7 +238,7 @@ def test_bad_audio_stands_in_its_place_and_other_errors_are_raised() -> None:
     stream = decode_ahead(range(6), decode, threads=2, ahead=3)
     assert [next(stream), next(stream)] == [0, 1]
     error = next(stream)
-    assert isinstance(error, AudioError) and error.cut_id == "two"
+    assert isinstance(error, UtteranceError) and error.cut_id == "two"
     assert next(stream) == 3
     with pytest.raises(ZeroDivisionError, match="a bug"):
         next(stream)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from workers.distill.average import WeightAverage
+from mvqkd.workers.distill.average import WeightAverage
 
 
 def make_model(channels: int = 6) -> nn.Module:

@@ -19,9 +19,10 @@ from pydantic import ValidationError
 from s3_server import S3Server
 from workers_fakes import cut_of, make_cuts, write_manifest, write_sound
 
-from storage.errors import StorageError
-from workers.audio import AudioLoader
-from workers.corpus import Corpus, CorpusConfig, CorpusError, Refused
+from mvqkd.storage.errors import StorageError
+from mvqkd.workers.audio import AudioLoader
+from mvqkd.workers.corpus.corpus import Corpus, CorpusConfig, CorpusError
+from mvqkd.workers.cuts import Refused
 
 HEADER = "id\tsplit\tspeaker\ttext\n"
 
@@ -136,7 +137,7 @@ def test_trouble_of_the_store_is_not_the_utterances(
         file.good, file.trouble = good, trouble
         return file
 
-    monkeypatch.setattr("workers.corpus.open_binary", open_failing)
+    monkeypatch.setattr("mvqkd.workers.corpus.corpus.open_binary", open_failing)
     with pytest.raises(type(trouble), match="the store broke off"):
         only(corpus)
 
@@ -145,7 +146,7 @@ def test_file_that_vanished_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
     write_sound(tmp_path / "audio/train/one.wav", 0.5)
     corpus = folder_corpus(tmp_path, HEADER + "one\ttrain\tann\tA CAT\n")
     monkeypatch.setattr(Failing, "trouble", FileNotFoundError("gone"))
-    monkeypatch.setattr("workers.corpus.open_binary", lambda url, options: Failing(url))
+    monkeypatch.setattr("mvqkd.workers.corpus.corpus.open_binary", lambda url, options: Failing(url))
     refused = only(corpus)
     assert isinstance(refused, Refused) and "one.wav: the audio cannot be read (gone)" in refused.reason
 

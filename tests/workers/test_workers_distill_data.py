@@ -7,14 +7,14 @@ import pytest
 import torch
 from workers_fakes import write_sound
 
-from models.alignment import IGNORE, FrameAlignment
-from models.features import LogMel
-from models.student import subsampled_length
-from models.units import CharUnits
-from storage.table import IndexTable
-from workers.audio import AudioLoader
-from workers.distill.data import Batch, TableBatches, scan_table
-from workers.shards import cut_from_json
+from mvqkd.models.alignment import IGNORE, FrameAlignment
+from mvqkd.models.features import LogMel
+from mvqkd.models.students.conformer import subsampled_length
+from mvqkd.models.students.units import CharUnits
+from mvqkd.storage.table import IndexTable
+from mvqkd.workers.audio import AudioLoader
+from mvqkd.workers.cuts import cut_from_json
+from mvqkd.workers.distill.batches import Batch, TableBatches, scan_table
 
 MakeTable = Callable[..., IndexTable]
 ALIGNMENT = FrameAlignment(
@@ -122,7 +122,7 @@ def test_ranks_share_the_rows(make_table: MakeTable, world_size: int) -> None:
 
 
 def test_many_shards_are_read_in_windows(make_table: MakeTable, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.distill.data.WINDOW_SHARDS", 2)
+    monkeypatch.setattr("mvqkd.workers.distill.batches.WINDOW_SHARDS", 2)
     table = make_table(LENGTHS, per_shard=1)
     batches = make_batches(table)
     plan = batches.plan_epoch(0)

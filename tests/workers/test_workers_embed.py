@@ -12,7 +12,7 @@ from lhotse import MonoCut
 from torch import Tensor
 from workers_fakes import FakeTeacher, make_cuts, make_embedder
 
-from workers.embed import Embedded, LeftOut
+from mvqkd.workers.embed import Embedded, LeftOut
 
 
 def split(results: Sequence[Embedded | LeftOut]) -> tuple[dict[str, Embedded], dict[str, LeftOut]]:
@@ -44,7 +44,7 @@ def test_bad_audio_is_left_out(tmp_path: Path) -> None:
     good, bad = split(list(make_embedder()(cuts)))
     assert sorted(good) == ["u000", "u002"]
     left_out = bad["u001"]
-    assert (left_out.stage, left_out.error) == ("load", "AudioError")
+    assert (left_out.stage, left_out.error) == ("load", "UtteranceError")
     assert left_out.message.startswith(f"u001: {tmp_path}/u001.wav: no such audio file")
 
 

@@ -16,14 +16,15 @@ from workers_fakes import (
     make_quantizer,
 )
 
-from storage.errors import StorageError
-from storage.failures import read_failures
-from storage.filesystem import Location, open_location
-from storage.table import IndexTable, check_row_matches
-from workers import extract
-from workers.audio import AudioLoader
-from workers.extract import DeviceMemoryError, Extractor, UnreadableShardError, identity, speed_of, text_of
-from workers.shards import Shard, cut_from_json, cut_to_json, read_shard_cuts, write_shard_cuts
+from mvqkd.storage.errors import StorageError
+from mvqkd.storage.failures import read_failures
+from mvqkd.storage.location import Location, open_location
+from mvqkd.storage.table import IndexTable, check_row_matches
+from mvqkd.workers import extract
+from mvqkd.workers.audio import AudioLoader
+from mvqkd.workers.cuts import cut_from_json, cut_to_json, identity, speed_of, text_of
+from mvqkd.workers.extract import DeviceMemoryError, Extractor, UnreadableShardError
+from mvqkd.workers.plan import Shard, read_shard_cuts, write_shard_cuts
 
 
 def make_extractor(

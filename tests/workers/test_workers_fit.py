@@ -8,11 +8,11 @@ import pytest
 import torch
 from workers_fakes import DIM, FakeTeacher, make_cuts, make_embedder
 
-from models.quantizer import FitConfig
-from storage.errors import ArtifactError
-from storage.filesystem import Location, open_location
-from workers.fit import STATE, QuantizerFitter, load_quantizer
-from workers.sample import Sample
+from mvqkd.models.quantizer import FitConfig
+from mvqkd.storage.errors import ArtifactError
+from mvqkd.storage.location import Location, open_location
+from mvqkd.workers.fit import STATE, QuantizerFitter, load_quantizer
+from mvqkd.workers.sample import Sample
 
 CONFIG = FitConfig(
     method="paper",
@@ -128,7 +128,7 @@ def test_state_of_an_older_version_is_not_taken_up(
 ) -> None:
     whole, broken = open_location(str(tmp_path / "whole")), open_location(str(tmp_path / "broken"))
     with monkeypatch.context() as patch:
-        patch.setattr("workers.fit.STATE_VERSION", 1)
+        patch.setattr("mvqkd.workers.fit.STATE_VERSION", 1)
         interrupt(broken, sample, make_fitter(broken))
     expected = make_fitter(whole).run(sample, lambda note: None)
     steps: list[int] = []

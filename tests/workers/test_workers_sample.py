@@ -7,7 +7,7 @@ from lhotse import MonoCut, Recording, SupervisionSegment
 from lhotse.audio import AudioSource
 from workers_fakes import make_plan
 
-from workers.sample import Sample, draw_sample
+from mvqkd.workers.sample import Sample, draw_sample
 
 
 def cuts_without_audio(count: int, *, speakers: int) -> list[MonoCut]:
@@ -56,7 +56,7 @@ def test_spread_over_the_corpus(tmp_path: Path) -> None:
 
 
 def test_many_shards_are_thinned_evenly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.sample.MAX_SHARDS", 7)
+    monkeypatch.setattr("mvqkd.workers.sample.MAX_SHARDS", 7)
     cuts = cuts_without_audio(200, speakers=20)
     sample = draw(tmp_path, cuts, hours=1.0)
     numbers = sorted(int(cut.id[1:]) // 10 for cut in (*sample.train, *sample.valid))

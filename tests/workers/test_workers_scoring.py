@@ -8,10 +8,11 @@ import torch
 from lhotse import MonoCut
 from workers_fakes import make_cuts
 
-from models.student import ConformerTransducer, StudentConfig
-from models.units import CharUnits
-from workers.audio import AudioError, AudioLoader
-from workers.distill.scoring import Recognized, Recognizer, score
+from mvqkd.models.students.conformer import ConformerTransducer, StudentConfig
+from mvqkd.models.students.units import CharUnits
+from mvqkd.workers.audio import AudioLoader
+from mvqkd.workers.cuts import UtteranceError
+from mvqkd.workers.recognize.score import Recognized, Recognizer, score
 
 STUDENT = StudentConfig(encoder_dim=16, num_layers=1, num_heads=2, ffn_dim=32, conv_kernel=5)
 UNITS = CharUnits(" abcdefghijklmnopqrstuvwxyz")
@@ -28,7 +29,7 @@ class Parrot(ConformerTransducer):
         return [UNITS.encode(self.texts.pop(0)) for _ in lengths_B]
 
 
-def recognize(cuts: Sequence[MonoCut], says: Sequence[str]) -> list[Recognized | AudioError]:
+def recognize(cuts: Sequence[MonoCut], says: Sequence[str]) -> list[Recognized | UtteranceError]:
     torch.manual_seed(0)
     parrot = Parrot(STUDENT, len(UNITS)).say(says)
     return list(Recognizer(parrot, UNITS, loader=AudioLoader(16_000), batch_seconds=1.2)(cuts))
@@ -58,7 +59,7 @@ def test_what_cannot_be_recognized_is_listed(tmp_path: Path) -> None:
     cuts = make_cuts(tmp_path, [0.5, 0.4, 0.3, 0.05], texts=["a", "b", None, "d"])
     (tmp_path / "u001.wav").unlink()
     results = recognize(cuts, ["a"])
-    errors = {result.cut_id: result.problem for result in results if isinstance(result, AudioError)}
+    errors = {result.cut_id: result.problem for result in results if isinstance(result, UtteranceError)}
     assert sorted(errors) == ["u001", "u002", "u003"]
     assert "no such audio file" in errors["u001"]
     assert "has no transcript" in errors["u002"] and "remove it from the test part" in errors["u002"]

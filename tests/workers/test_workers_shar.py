@@ -11,9 +11,9 @@ from lhotse.shar import SharWriter
 from s3_server import S3Server
 from workers_fakes import make_cuts
 
-from workers.audio import AudioError, AudioLoader
-from workers.corpus import Corpus, CorpusConfig, CorpusError, Refused
-from workers.shards import cut_from_json, cut_to_json
+from mvqkd.workers.audio import AudioLoader
+from mvqkd.workers.corpus.corpus import Corpus, CorpusConfig, CorpusError
+from mvqkd.workers.cuts import Refused, UtteranceError, cut_from_json, cut_to_json
 
 
 def write_shar(folder: Path, cuts: list[MonoCut], fields: dict[str, str] | None = None) -> Path:
@@ -100,7 +100,7 @@ def test_tar_that_shrank_after_planning(tmp_path: Path) -> None:
     (cut,) = read(folder)
     assert isinstance(cut, MonoCut)
     (folder / "recording.000000.tar").write_bytes(b"short")
-    with pytest.raises(AudioError, match=r"u000: .*recording.000000.tar#bytes=512-\d+: no such audio"):
+    with pytest.raises(UtteranceError, match=r"u000: .*recording.000000.tar#bytes=512-\d+: no such audio"):
         AudioLoader(16_000)(cut)
 
 

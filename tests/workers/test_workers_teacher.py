@@ -9,8 +9,8 @@ from pydantic import ValidationError
 from s3_server import S3Server
 from transformers import HubertConfig, HubertModel
 
-from models.teachers import TeacherLoadError
-from workers.teacher import TeacherConfig, choose_device, open_teacher
+from mvqkd.models.teachers import TeacherLoadError
+from mvqkd.workers.teacher import TeacherConfig, choose_device, open_teacher
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,8 @@ def test_folder_in_s3_is_the_same_teacher(checkpoint: Path, s3_environment: S3Se
 def test_revision_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
     monkeypatch.setattr(
-        "models.teachers.loading.load_teacher", lambda path, **settings: asked.append(settings["revision"])
+        "mvqkd.models.teachers.loading.load_teacher",
+        lambda path, **settings: asked.append(settings["revision"]),
     )
     open_teacher(TeacherConfig(path="some/teacher", revision="v1.2", device="cpu"), options={})
     open_teacher(TeacherConfig(path="some/teacher", device="cpu"), options={})

@@ -10,14 +10,14 @@ import pytest
 import torch
 from test_workers_distill_data import ALIGNMENT, LENGTHS, make_batches
 
-from models.distillation import DistillationModel
-from models.student import ConformerTransducer, StudentConfig
-from models.units import CharUnits
-from storage.table import IndexTable
-from workers.distill import trainer as trainer_module
-from workers.distill.data import Batch
-from workers.distill.settings import DistillConfig
-from workers.distill.trainer import Progress, StudentTrainer
+from mvqkd.models.distillation.model import DistillationModel
+from mvqkd.models.students.conformer import ConformerTransducer, StudentConfig
+from mvqkd.models.students.units import CharUnits
+from mvqkd.storage.table import IndexTable
+from mvqkd.workers.distill import trainer as trainer_module
+from mvqkd.workers.distill.batches import Batch
+from mvqkd.workers.distill.settings import DistillConfig
+from mvqkd.workers.distill.trainer import Progress, StudentTrainer
 
 MakeTable = Callable[..., IndexTable]
 STUDENT = StudentConfig(

@@ -10,8 +10,8 @@ from test_workers_distill_data import make_batches
 from test_workers_trainer import SETTINGS, make_model
 from torch.nn.parallel import DistributedDataParallel
 
-from storage.table import IndexTable
-from workers.distill.trainer import StudentTrainer
+from mvqkd.storage.table import IndexTable
+from mvqkd.workers.distill.trainer import StudentTrainer
 
 
 def train(rank: int, table: IndexTable, folder: str) -> None:

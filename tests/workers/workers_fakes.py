@@ -12,18 +12,18 @@ from lhotse import MonoCut, Recording, SupervisionSegment
 from lhotse.audio import AudioSource
 from torch import Tensor
 
-from models.quantizer import Quantizer
-from models.teachers import (
+from mvqkd.models.quantizer import Quantizer
+from mvqkd.models.teachers import (
     NonFiniteEmbeddingError,
     TeacherInfo,
     UtteranceTooLongError,
     UtteranceTooShortError,
 )
-from storage.contract import TableContract
-from storage.filesystem import Location, open_location
-from workers.audio import AudioLoader
-from workers.embed import Embedder
-from workers.shards import Shard, write_shard_cuts
+from mvqkd.storage.contract import TableContract
+from mvqkd.storage.location import Location, open_location
+from mvqkd.workers.audio import AudioLoader
+from mvqkd.workers.embed import Embedder
+from mvqkd.workers.plan import Shard, write_shard_cuts
 
 RATE = 16_000
 DIM = 16

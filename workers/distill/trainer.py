@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.alignment import IGNORE
-from models.distillation import DistillationModel, Losses
-from models.features import HOP_SAMPLES, NUM_MEL_BINS, spec_augment
-from models.student import subsampled_length
-from workers.distill.average import WeightAverage
-from workers.distill.data import Batch, TableBatches
-from workers.distill.settings import DistillConfig
+from mvqkd.models.alignment import IGNORE
+from mvqkd.models.distillation.model import DistillationModel, Losses
+from mvqkd.models.features import HOP_SAMPLES, NUM_MEL_BINS, spec_augment
+from mvqkd.models.students.conformer import subsampled_length
+from mvqkd.workers.distill.average import WeightAverage
+from mvqkd.workers.distill.batches import Batch, TableBatches
+from mvqkd.workers.distill.settings import DistillConfig
 
 MEL_FRAMES_PER_S = 16_000 / HOP_SAMPLES
 NO_SOUND_TF = torch.zeros(32, NUM_MEL_BINS)

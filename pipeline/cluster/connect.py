@@ -10,9 +10,9 @@ import ray
 from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.board import ProgressBoard
-from pipeline.config import ClusterConfig
-from pipeline.progress import say
+from mvqkd.pipeline.cluster.progress_board import ProgressBoard
+from mvqkd.pipeline.run_config import ClusterConfig
+from mvqkd.pipeline.show.progress import say
 
 LOCAL_STARTS = 3
 ANSWER_TIMEOUT_S = 10.0

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from storage.contract import TableContract
-from storage.failures import FAILURES_FOLDER, read_failures
-from storage.filesystem import Location
-from storage.schema import CODES_LEAF, read_columns, split_codes
-from storage.table import IndexTable
+from mvqkd.storage.contract import TableContract
+from mvqkd.storage.failures import FAILURES_FOLDER, read_failures
+from mvqkd.storage.location import Location
+from mvqkd.storage.rows import CODES_LEAF, read_columns, split_codes
+from mvqkd.storage.table import IndexTable
 
 _COLUMNS = ("cut_id", "duration", "num_frames", "rrl", "speaker", "codes")
 

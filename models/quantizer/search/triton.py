@@ -10,7 +10,7 @@ import triton
 from torch import Tensor
 from triton import language as tl
 
-from models.quantizer.search import TOLERANCE, Effort
+from mvqkd.models.quantizer.search.tables import TOLERANCE, Effort
 
 _COSTS_PER_WARP = 512
 

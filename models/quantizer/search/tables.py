@@ -206,7 +206,7 @@ def compiled_search(device: torch.device) -> Search | None:
     """The search compiled for a device; None where it cannot be, and then tensor operations do."""
     if device.type == "cpu":
         try:
-            from models.quantizer import search_cpu
+            from mvqkd.models.quantizer.search import cpu as search_cpu
         except ModuleNotFoundError as error:
             if error.name != "numba":
                 raise
@@ -215,7 +215,7 @@ def compiled_search(device: torch.device) -> Search | None:
     if device.type != "cuda":
         return None
     try:
-        from models.quantizer import search_triton
+        from mvqkd.models.quantizer.search import triton as search_triton
 
         _check_against_tensors(search_triton.search, device)
     except Exception as error:  # noqa: BLE001 -- compilers for GPUs fail in many ways, and there is another way

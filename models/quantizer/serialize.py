@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.quantizer.quantizer import Quantizer
+from mvqkd.models.quantizer.quantizer import Quantizer
 
 _NAMES = ("to_logits.weight", "to_logits.bias", "centers", "logits_scale", "centers_scale", "id_buf")
 

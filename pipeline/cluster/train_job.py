@@ -13,17 +13,17 @@ import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from models.alignment import FrameAlignment
-from models.distillation import DistillationModel
-from models.student import ConformerTransducer, StudentConfig
-from models.units import Units, load_units
-from storage.artifacts import save_artifact
-from storage.filesystem import Location
-from storage.table import IndexTable
-from workers.audio import AudioLoader
-from workers.distill.data import Durations, TableBatches
-from workers.distill.settings import DistillConfig
-from workers.distill.trainer import Progress, StudentTrainer
+from mvqkd.models.alignment import FrameAlignment
+from mvqkd.models.distillation.model import DistillationModel
+from mvqkd.models.students.conformer import ConformerTransducer, StudentConfig
+from mvqkd.models.students.units import Units, load_units
+from mvqkd.storage.artifacts import save_artifact
+from mvqkd.storage.location import Location
+from mvqkd.storage.table import IndexTable
+from mvqkd.workers.audio import AudioLoader
+from mvqkd.workers.distill.batches import Durations, TableBatches
+from mvqkd.workers.distill.settings import DistillConfig
+from mvqkd.workers.distill.trainer import Progress, StudentTrainer
 
 STUDENT = "student"
 STATE = "state.pt"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchaudio.models.conformer import ConformerLayer
 
-from models.features import HOP_SAMPLES, NUM_MEL_BINS
+from mvqkd.models.features import HOP_SAMPLES, NUM_MEL_BINS
 
 BLANK = 0
 SUBSAMPLING = 4

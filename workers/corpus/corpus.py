@@ -4,7 +4,6 @@ Nothing here holds more than one cut at a time, so ten million of them cost no m
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
@@ -15,11 +14,12 @@ from lhotse.cut import Cut
 from lhotse.utils import fastcopy
 from pydantic import Field, model_validator
 
-from storage.filesystem import open_location
-from workers.audio import AudioError, decode_ahead
-from workers.settings import Section
-from workers.shar import parse_cut, read_shar
-from workers.sources import CorpusError, WatchedFile, full_path, open_binary, read_lines
+from mvqkd.storage.location import open_location
+from mvqkd.workers.audio import decode_ahead
+from mvqkd.workers.corpus.files import CorpusError, WatchedFile, full_path, open_binary, read_lines
+from mvqkd.workers.corpus.shar import parse_cut, read_shar
+from mvqkd.workers.cuts import Refused, UtteranceError
+from mvqkd.workers.section import Section
 
 AUDIO_EXTENSIONS = (".flac", ".wav", ".ogg", ".mp3", ".opus")
 COLUMNS = ("id", "split", "speaker", "text")
@@ -51,14 +51,6 @@ class CorpusConfig(Section):
         if self.min_duration_s >= self.max_duration_s:
             raise ValueError("min_duration_s must be below max_duration_s")
         return self
-
-
-@dataclass(frozen=True, kw_only=True)
-class Refused:
-    """An utterance that cannot be used, with the reason and the remedy."""
-
-    cut_id: str
-    reason: str
 
 
 class Corpus:
@@ -153,7 +145,7 @@ class Corpus:
         for cut in decode_ahead(
             rows, lambda row: self._cut_of_file(find, *row), threads=threads, ahead=4 * threads
         ):
-            assert not isinstance(cut, AudioError)
+            assert not isinstance(cut, UtteranceError)
             yield cut
 
     def _read_transcripts(self, path: str, split: str) -> Iterator[tuple[str, str, str]]:
@@ -276,4 +268,4 @@ def _refuse(cut: Cut, reason: str) -> Refused:
     return Refused(cut_id=cut.id, reason=reason)
 
 
-__all__ = ["Corpus", "CorpusConfig", "CorpusError", "Refused"]
+__all__ = ["Corpus", "CorpusConfig", "CorpusError"]

@@ -4,10 +4,10 @@ import hashlib
 import json
 from typing import Any, Literal
 
-from pipeline.config import RunConfig
-from storage.artifacts import read_json, write_json
-from storage.errors import ObjectMissingError
-from storage.filesystem import Location, open_location
+from mvqkd.pipeline.run_config import RunConfig
+from mvqkd.storage.artifacts import read_json, write_json
+from mvqkd.storage.errors import ObjectMissingError
+from mvqkd.storage.location import Location, open_location
 
 REPORT = "report.json"
 SAMPLE_RATE_HZ = 16_000  # of every teacher that `models.teachers` knows, and of the student

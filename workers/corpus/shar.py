@@ -1,7 +1,7 @@
 """Lhotse Shar folders, local or in S3, read without loading their audio.
 
 Lhotse's own reader puts the audio of every cut into memory, and with it into every manifest written from
-there. Here a cut refers to its bytes inside the tar file instead (`workers.sources.part_of`), so a plan of a
+there. Here a cut refers to its bytes inside the tar file instead (`workers.corpus.files.part_of`), so a plan of a
 Shar corpus is as small as any other, and one utterance is one range request.
 """
 
@@ -17,8 +17,8 @@ from lhotse.audio import AudioSource
 from lhotse.cut import Cut
 from lhotse.serialization import deserialize_item
 
-from storage.filesystem import open_location
-from workers.sources import CorpusError, open_binary, part_of, read_lines
+from mvqkd.storage.location import open_location
+from mvqkd.workers.corpus.files import CorpusError, open_binary, part_of, read_lines
 
 _CUTS = re.compile(r"cuts\.(\d+)\.jsonl(\.gz)?")
 _RECORDINGS = re.compile(r"recording\.(\d+)\.(tar|jsonl|jsonl\.gz)")

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from models.quantizer.quantizer import Quantizer
+from mvqkd.models.quantizer.quantizer import Quantizer
 
 _ENTROPY_SCALE = 0.01
 _TWO_PASS_PROBABILITY = 0.5

@@ -15,7 +15,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from models.quantizer.search import TOLERANCE, Effort
+from mvqkd.models.quantizer.search.tables import TOLERANCE, Effort
 
 _FEWEST_FRAMES_PER_PART = 64
 _PARTS_PER_THREAD = 2

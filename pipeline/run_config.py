@@ -14,11 +14,11 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from models.student import StudentConfig
-from workers.corpus import CorpusConfig
-from workers.distill.settings import DistillConfig
-from workers.settings import Section
-from workers.teacher import TeacherConfig
+from mvqkd.models.students.conformer import StudentConfig
+from mvqkd.workers.corpus.corpus import CorpusConfig
+from mvqkd.workers.distill.settings import DistillConfig
+from mvqkd.workers.section import Section
+from mvqkd.workers.teacher import TeacherConfig
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]

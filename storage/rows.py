@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.contract import TableContract
-from storage.errors import TableError
+from mvqkd.storage.contract import TableContract
+from mvqkd.storage.errors import TableError
 
 CONTRACT_KEY = b"mvqkd.contract"
 CODES_LEAF = "codes.list.element.list.element"

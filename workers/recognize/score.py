@@ -9,11 +9,11 @@ import torch
 from lhotse import MonoCut
 from torch.nn.utils.rnn import pad_sequence
 
-from models.features import LogMel
-from models.student import MIN_SAMPLES, ConformerTransducer
-from models.units import Units
-from workers.audio import AudioError, AudioLoader, decode_ahead, length_sorted_batches
-from workers.extract import speaker_of, text_of
+from mvqkd.models.features import LogMel
+from mvqkd.models.students.conformer import MIN_SAMPLES, ConformerTransducer
+from mvqkd.models.students.units import Units
+from mvqkd.workers.audio import AudioLoader, decode_ahead, length_sorted_batches
+from mvqkd.workers.cuts import UtteranceError, speaker_of, text_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,12 +63,14 @@ class Recognizer:
         self._log_mel = LogMel(loader.sample_rate_hz)
         self._device = next(student.parameters()).device
 
-    def __call__(self, cuts: Iterable[MonoCut]) -> Iterator[Recognized | AudioError]:
+    def __call__(self, cuts: Iterable[MonoCut]) -> Iterator[Recognized | UtteranceError]:
         """One result for each cut that has a transcript, longest first; cuts without one are an error."""
         usable = []
         for cut in cuts:
             if text_of(cut) is None:
-                yield AudioError(cut.id, "has no transcript to compare with; remove it from the test part")
+                yield UtteranceError(
+                    cut.id, "has no transcript to compare with; remove it from the test part"
+                )
             else:
                 usable.append(cut)
         batches = length_sorted_batches(
@@ -80,10 +82,10 @@ class Recognizer:
             good, features = [], []
             for cut in batch:
                 waveform_T = next(waveforms)
-                if isinstance(waveform_T, AudioError):
+                if isinstance(waveform_T, UtteranceError):
                     yield waveform_T
                 elif waveform_T.numel() < MIN_SAMPLES:
-                    yield AudioError(
+                    yield UtteranceError(
                         cut.id,
                         f"{waveform_T.numel()} samples are too few for one frame of the student "
                         f"({MIN_SAMPLES}); remove it from the test part",
@@ -97,7 +99,7 @@ class Recognizer:
                 yield from (_compare(cut, self._units.decode(u)) for cut, u in zip(good, units, strict=True))
 
 
-def score(results: Sequence[Recognized | AudioError]) -> Score:
+def score(results: Sequence[Recognized | UtteranceError]) -> Score:
     """Error rates over a test part.
 
     Raises:

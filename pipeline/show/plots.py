@@ -6,8 +6,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipeline.run import Run
-from workers.fit import load_quantizer
+from mvqkd.pipeline.run_folder import Run
+from mvqkd.workers.fit import load_quantizer
 
 
 def draw_plots(run: Run) -> None:

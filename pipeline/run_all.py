@@ -5,12 +5,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.cluster import cluster
-from pipeline.plots import draw_plots
-from pipeline.progress import say
-from pipeline.run import REPORT, Run
-from pipeline.stages import extract_stage, fit_stage, plan_stage
-from pipeline.students import decode_stage, distill_stage, student_names
+from mvqkd.pipeline.cluster.connect import cluster
+from mvqkd.pipeline.run_folder import REPORT, Run
+from mvqkd.pipeline.show.plots import draw_plots
+from mvqkd.pipeline.show.progress import say
+from mvqkd.pipeline.stages import extract_stage, fit_stage, plan_stage
+from mvqkd.pipeline.students import decode_stage, distill_stage, student_names
 
 
 def run_all(run: Run) -> dict[str, Any]:

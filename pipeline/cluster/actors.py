@@ -7,17 +7,17 @@ from typing import Any
 import ray
 import torch
 
-from models.quantizer import FitConfig
-from storage.errors import ContractError
-from storage.filesystem import Location
-from storage.table import IndexTable
-from workers.audio import AudioLoader
-from workers.embed import Embedder
-from workers.extract import Extractor, ShardReport
-from workers.fit import QuantizerFitter, load_quantizer
-from workers.sample import Sample
-from workers.shards import Shard
-from workers.teacher import TeacherConfig, choose_device, open_teacher
+from mvqkd.models.quantizer import FitConfig
+from mvqkd.storage.errors import ContractError
+from mvqkd.storage.location import Location
+from mvqkd.storage.table import IndexTable
+from mvqkd.workers.audio import AudioLoader
+from mvqkd.workers.embed import Embedder
+from mvqkd.workers.extract import Extractor, ShardReport
+from mvqkd.workers.fit import QuantizerFitter, load_quantizer
+from mvqkd.workers.plan import Shard
+from mvqkd.workers.sample import Sample
+from mvqkd.workers.teacher import TeacherConfig, choose_device, open_teacher
 
 NOTE_EVERY_S = 1.0
 

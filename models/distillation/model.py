@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from models.joint_loss import JointCodebookLoss
-from models.student import ConformerTransducer
+from mvqkd.models.joint_loss import JointCodebookLoss
+from mvqkd.models.students.conformer import ConformerTransducer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from storage.errors import StorageError
-from storage.local_store import LocalStore
+from mvqkd.storage.errors import StorageError
+from mvqkd.storage.local_store import LocalStore
 
 if TYPE_CHECKING:
-    from storage.s3_store import S3Store
+    from mvqkd.storage.s3_store import S3Store
 
 _PUBLIC_OPTIONS = {"endpoint_url", "region", "anon"}
 _SECRET_OPTIONS = {"key", "secret", "token"}
@@ -159,7 +159,7 @@ def open_location(url: str, *, options: Mapping[str, Any] | None = None) -> Loca
 
 def _new_s3_store(options: Mapping[str, Any]) -> "S3Store":
     # s3fs takes a second to import, which those with local folders need not wait for.
-    from storage.s3_store import S3Store
+    from mvqkd.storage.s3_store import S3Store
 
     return S3Store(options)
 

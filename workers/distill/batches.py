@@ -15,16 +15,15 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from models.alignment import IGNORE, AlignmentError, FrameAlignment
-from models.features import LogMel
-from models.student import MIN_SAMPLES, subsampled_length
-from models.units import Units
-from storage.errors import StaleCodesError
-from storage.schema import arrow_to_rows
-from storage.table import IndexTable, check_row_matches
-from workers.audio import AudioError, AudioLoader, decode_ahead, length_sorted_batches
-from workers.extract import identity
-from workers.shards import cut_from_json
+from mvqkd.models.alignment import IGNORE, AlignmentError, FrameAlignment
+from mvqkd.models.features import LogMel
+from mvqkd.models.students.conformer import MIN_SAMPLES, subsampled_length
+from mvqkd.models.students.units import Units
+from mvqkd.storage.errors import StaleCodesError
+from mvqkd.storage.rows import arrow_to_rows
+from mvqkd.storage.table import IndexTable, check_row_matches
+from mvqkd.workers.audio import AudioLoader, decode_ahead, length_sorted_batches
+from mvqkd.workers.cuts import UtteranceError, cut_from_json, identity
 
 WINDOW_SHARDS = 8
 MAX_LEFT_OUT = 0.05
@@ -81,7 +80,7 @@ def scan_table(table: IndexTable) -> tuple[Durations, list[str]]:
     all_texts: list[str] = []
     # Several at a time: the table may be far away, and shards by the thousand.
     for name, result in zip(names, decode_ahead(names, read, threads=8, ahead=16), strict=True):
-        assert not isinstance(result, AudioError)
+        assert not isinstance(result, UtteranceError)
         all_durations[name], texts = result
         all_texts += texts
     if not all_texts:
@@ -186,7 +185,7 @@ class TableBatches:
             good = []
             for _ in batch:
                 example = next(examples)
-                if isinstance(example, AudioError):
+                if isinstance(example, UtteranceError):
                     self._leave_out(example)
                 else:
                     good.append(example)
@@ -213,7 +212,7 @@ class TableBatches:
             targets_TK = self._alignment(torch.tensor(row["codes"])[:, : self._codebooks], num_frames)
             units_U = torch.tensor(self._units.encode(row["text"]), dtype=torch.long)
         except (AlignmentError, ValueError) as error:
-            raise AudioError(row["cut_id"], str(error)) from error
+            raise UtteranceError(row["cut_id"], str(error)) from error
         return row["cut_id"], features_TF, units_U, targets_TK
 
     def _features(self, key: RowKey, row: dict[str, Any]) -> Tensor:
@@ -225,10 +224,10 @@ class TableBatches:
         try:
             check_row_matches(row, **identity(cut, waveform_T.numel()))
         except StaleCodesError as error:
-            raise AudioError(row["cut_id"], str(error)) from error
+            raise UtteranceError(row["cut_id"], str(error)) from error
         if waveform_T.numel() < MIN_SAMPLES:
             seconds = MIN_SAMPLES / self._loader.sample_rate_hz
-            raise AudioError(
+            raise UtteranceError(
                 row["cut_id"],
                 f"{waveform_T.numel()} samples are too few for one frame of the student, which takes "
                 f"{seconds} s; raise corpus.min_duration_s",
@@ -242,7 +241,7 @@ class TableBatches:
                 self._cache[key] = features_TF
         return features_TF.float()
 
-    def _leave_out(self, error: AudioError) -> None:
+    def _leave_out(self, error: UtteranceError) -> None:
         self.left_out[error.cut_id] = error.problem
         if len(self.left_out) > max(1, MAX_LEFT_OUT * self.num_rows):
             raise ValueError(

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import fsspec
 from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]
 
-from storage.errors import ObjectMissingError, StorageError
-from storage.filesystem import open_location
+from mvqkd.storage.errors import ObjectMissingError, StorageError
+from mvqkd.storage.location import open_location
 
 Answer = TypeVar("Answer")
 

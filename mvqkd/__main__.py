@@ -1,0 +1,5 @@
+"""`python -m mvqkd` is `mvqkd`."""
+
+from mvqkd.pipeline.cli import main
+
+main()
