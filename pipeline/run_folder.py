@@ -1,7 +1,8 @@
-"""A run: its configuration and where each of its results lives."""
+"""A run: its configuration, where each of its results lies, and its report, one file for each stage."""
 
 import hashlib
 import json
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from mvqkd.pipeline.run_config import RunConfig
@@ -10,17 +11,18 @@ from mvqkd.storage.errors import ObjectMissingError
 from mvqkd.storage.location import Location, open_location
 
 REPORT = "report.json"
-SAMPLE_RATE_HZ = 16_000  # of every teacher that `models.teachers` knows, and of the student
+Part = Literal["train", "test"]
 
 
 class Run:
-    """Folders below `storage.root`: `plan/train`, `plan/test`, `quantizer`, `table`, `students/<name>`."""
+    """Folders below `storage.root`: `plan/train`, `plan/test`, `quantizer`, `table`, `students/<name>`, `reports`."""
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self.root = open_location(config.storage.root, options=config.storage.options)
+        self.reports = Reports(root=self.root)
 
-    def plan(self, part: Literal["train", "test"]) -> Location:
+    def plan(self, part: Part) -> Location:
         """Folder of a shard plan."""
         return self.root.join("plan", part)
 
@@ -39,18 +41,82 @@ class Run:
         """Folder of a student: its weights, its scores, its errors."""
         return self.root.join("students", name)
 
-    def read_report(self) -> dict[str, Any]:
-        """What the stages reported so far."""
-        try:
-            report = read_json(self.root, REPORT)
-        except ObjectMissingError:
-            return {}
-        assert isinstance(report, dict)
+
+@dataclass(frozen=True, kw_only=True)
+class Reports:
+    """What the stages of a run report: a JSON file for each in `reports/`, and `report.json` put together from them.
+
+    A stage writes only its own file, so two that run side by side lose nothing of each other.
+    """
+
+    root: Location
+
+    def read(self, stage: str, student: str | None = None) -> dict[str, Any]:
+        """What a stage reported last; empty when it did not."""
+        content = self._read(_file(stage, student))
+        return {} if content is None else content
+
+    def write(self, stage: str, content: dict[str, Any], student: str | None = None) -> None:
+        """Put a stage's figures into its file, and `report.json` together anew."""
+        write_json(self.root, _file(stage, student), content)
+        report = self.whole()
+        while True:
+            write_json(self.root, REPORT, report)
+            # Another stage may have reported since, and have written what we have now written over.
+            again = self.whole()
+            if again == report:
+                return
+            report = again
+
+    def whole(self) -> dict[str, Any]:
+        """The report of the run so far: `plan`, `fit`, `extract`, `students` by name, `relative_wer_reduction`."""
+        # Versions before 0.2 kept all in this one file; what no file of a stage replaces is still true.
+        report = self._read(REPORT) or {}
+        students: dict[str, Any] = dict(report.get("students", {}))
+        scores: dict[str, Any] = {}
+        for name in self.root.join("reports").list():
+            stage, _, student = name.removesuffix(".json").partition("-")
+            content = self._read(f"reports/{name}")
+            if content is None:
+                continue
+            if stage == "distill":
+                students[student] = content
+            elif stage == "decode":
+                scores[student] = content
+            else:
+                report[stage] = content
+        for student, score in scores.items():
+            of = students.setdefault(student, {})
+            # A score is of one training of a student, and not of the next one.
+            if of.get("digest", score["digest"]) == score["digest"]:
+                students[student] = {**of, "score": score}
+        if students:
+            report |= {"students": students, "relative_wer_reduction": _relative_reduction(students)}
         return report
 
-    def add_to_report(self, section: str, content: Any) -> None:
-        """Put one stage's figures into `report.json`, over those of an earlier time."""
-        write_json(self.root, REPORT, {**self.read_report(), section: content})
+    def _read(self, path: str) -> dict[str, Any] | None:
+        try:
+            content = read_json(self.root, path)
+        except ObjectMissingError:
+            return None
+        assert isinstance(content, dict), f"{self.root.full_url(path)}: not a report"
+        return content
+
+
+def _file(stage: str, student: str | None) -> str:
+    return f"reports/{stage}.json" if student is None else f"reports/{stage}-{student}.json"
+
+
+def _relative_reduction(students: dict[str, Any]) -> float | None:
+    """Of the word error rate, by the codes; None unless the two students differ in nothing else."""
+    pair = [students.get(name, {}) for name in ("baseline", "mvqkd")]
+    if (
+        not all("score" in student and "pair" in student for student in pair)
+        or pair[0]["pair"] != pair[1]["pair"]
+    ):
+        return None
+    without, with_codes = (student["score"]["wer"] for student in pair)
+    return 1 - with_codes / without if without else None
 
 
 def digest(value: Any) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["s3_server"]
+pytest_plugins = ["s3_server", "run_fixtures"]
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("MVQKD_SHARED", REPOSITORY.parent / "shared"))

@@ -12,6 +12,9 @@ from mvqkd.pipeline.run_config import load_config
 from mvqkd.pipeline.run_folder import Run
 from mvqkd.storage.location import Location
 
+Done = tuple[dict[str, Any], Path]
+"""The run file of a finished run as a mapping, and its folder."""
+
 WORDS = ("ONE", "TWO", "THREE", "FOUR")
 
 
@@ -54,7 +57,7 @@ def run_tree(corpus: Path, teacher: Path, out: Path) -> dict[str, Any]:
             "joiner_dim": 16,
         },
         "distill": {"epochs": 2, "student_layer": 1, "batch_seconds": 30.0, "average_epochs": 1},
-        "cluster": {"num_cpus": 2},
+        "cluster": {"address": "none", "num_cpus": 2},
         "storage": {"root": str(out)},
     }
 
@@ -76,7 +79,7 @@ def objects(location: Location) -> dict[str, bytes]:
     return found | {f"_failures/{name}": failures.read_bytes(name) for name in failures.list()}
 
 
-def copy_of(done: tuple[dict[str, Any], Path], folder: Path, *parts: str) -> dict[str, Any]:
+def copy_of(done: Done, folder: Path, *parts: str) -> dict[str, Any]:
     """A run file for a copy of some parts of the finished run."""
     tree, finished = done
     for part in parts:
@@ -87,7 +90,7 @@ def copy_of(done: tuple[dict[str, Any], Path], folder: Path, *parts: str) -> dic
     return {**tree, "storage": {"root": str(folder / "run")}}
 
 
-def many_shards(done: tuple[dict[str, Any], Path], folder: Path) -> dict[str, Any]:
+def many_shards(done: Done, folder: Path) -> dict[str, Any]:
     """A run of some 40 shards with the quantizer of the finished run."""
     write_corpus(folder / "corpus", train=80)
     tree = copy_of(done, folder, "quantizer")

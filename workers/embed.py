@@ -1,6 +1,6 @@
 """Cuts to teacher embeddings: decoding ahead, length-sorted batches, one utterance never costs another."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from mvqkd.models.teachers import NonFiniteEmbeddingError, Teacher, WaveformError
 from mvqkd.workers.audio import AudioLoader, decode_ahead, length_sorted_batches
 from mvqkd.workers.cuts import UtteranceError
+from mvqkd.workers.teacher import TeacherConfig, open_teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,33 @@ class LeftOut:
     stage: str
     error: str
     message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedderSettings:
+    """What an `Embedder` is built from, in the process where it works.
+
+    Attributes:
+        teacher: which, how and on which device.
+        root: of the corpus; audio that the cuts name by a relative path lies below it.
+        options: of the storage section.
+        batch_seconds, decode_threads: as of `Embedder`.
+        compute_threads: of torch.
+    """
+
+    teacher: TeacherConfig
+    root: str | None
+    options: Mapping[str, str]
+    batch_seconds: float
+    decode_threads: int
+    compute_threads: int
+
+    def build(self) -> "Embedder":
+        """Load the teacher in this process."""
+        torch.set_num_threads(self.compute_threads)
+        teacher = open_teacher(self.teacher, options=self.options)
+        loader = AudioLoader(teacher.info.sample_rate_hz, s3=self.options, root=self.root)
+        return Embedder(teacher, loader, batch_seconds=self.batch_seconds, decode_threads=self.decode_threads)
 
 
 class Embedder:

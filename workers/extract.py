@@ -1,33 +1,38 @@
 """Extraction of one shard: audio to teacher to quantizer to one committed Parquet object."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from lhotse import MonoCut
 
 from mvqkd.models.quantizer import Quantizer, rrl
+from mvqkd.storage.errors import ContractError
 from mvqkd.storage.failures import Failure, write_failures
 from mvqkd.storage.location import Location
 from mvqkd.storage.rows import IndexRow
+from mvqkd.storage.shared_place import require_seen
+from mvqkd.storage.summary import ShardSummary
 from mvqkd.storage.table import IndexTable
 from mvqkd.workers.cuts import cut_to_json, identity, speaker_of, text_of
-from mvqkd.workers.embed import Embedded, Embedder, LeftOut
+from mvqkd.workers.embed import Embedded, Embedder, EmbedderSettings, LeftOut
 from mvqkd.workers.plan import Shard, read_shard_cuts
+from mvqkd.workers.quantizer_record import load_quantizer
+from mvqkd.workers.teacher import choose_device
 
 ENCODE_FRAMES = 8192
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardReport:
-    """What became of one shard. `seconds` is wall time; `hours` counts the audio in the table."""
+    """What became of one shard: its name, what is in it, how many of its utterances are not, and the wall time."""
 
     name: str
-    num_rows: int
+    summary: ShardSummary
     num_left_out: int
-    hours: float
-    num_frames: int
     seconds: float
 
 
@@ -37,6 +42,48 @@ class UnreadableShardError(RuntimeError):
 
 class DeviceMemoryError(RuntimeError):
     """The device has no memory for one utterance alone; nothing was committed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractSettings:
+    """What an `Extractor` is built from, in the process where it works.
+
+    Attributes:
+        embedder: the teacher and how it is fed.
+        quantizer: folder of the fitted one.
+        table, plan, max_unreadable: as of `Extractor`.
+    """
+
+    embedder: EmbedderSettings
+    quantizer: Location
+    table: IndexTable
+    plan: Location
+    max_unreadable: float
+
+    def build(self) -> "Extractor":
+        """Load teacher and quantizer in this process.
+
+        Raises:
+            SharedPlaceError: the plan is not seen from here.
+            ContractError: the quantizer was fitted on another teacher than this one.
+        """
+        require_seen(self.plan, "plan.json")
+        embedder = self.embedder.build()
+        quantizer, record = load_quantizer(self.quantizer)
+        fingerprint = embedder.teacher.info.fingerprint
+        if fingerprint != record.teacher["fingerprint"]:
+            raise ContractError(
+                f"{self.embedder.teacher.path}: the teacher's fingerprint is {fingerprint}, but the quantizer was "
+                f"fitted on {record.teacher['fingerprint']}: another checkpoint, layer or dtype; set it back or fit "
+                "again"
+            )
+        return Extractor(
+            embedder=embedder,
+            quantizer=quantizer.to(choose_device(self.embedder.teacher.device)),
+            table=self.table,
+            plan=self.plan,
+            max_unreadable=self.max_unreadable,
+        )
 
 
 class Extractor:
@@ -70,14 +117,14 @@ class Extractor:
         shard: Shard,
         *,
         last_attempt: bool = True,
-        progress: Callable[[float], None] | None = None,
+        note: Callable[[dict[str, Any]], None] = lambda _: None,
     ) -> ShardReport:
         """Extract and commit a shard; utterances that cannot be used are recorded in the failures table.
 
         Args:
             last_attempt: whether an utterance that the device has no memory for is left out. Before that it
                 ends the attempt, since another device, or this one with less on it, may have room.
-            progress: called with the hours of audio that the teacher has done, after each utterance.
+            note: called after each utterance with the shard's `position` and the `hours` that the teacher has done.
 
         Raises:
             UnreadableShardError: so much audio cannot be read that the fault must be elsewhere.
@@ -86,16 +133,37 @@ class Extractor:
         """
         began = time.monotonic()
         name = shard.name(self._table.contract.digest())
-        rows: dict[int, IndexRow] = {}
-        left_out: list[LeftOut] = []
         cuts = list(read_shard_cuts(self._plan, shard))
-        position = {cut.id: number for number, cut in enumerate(cuts)}
+        rows, left_out = self._coded(cuts, shard.position, last_attempt, note)
+        failures = [
+            Failure(shard=name, cut_id=x.cut.id, stage=x.stage, error=x.error, message=x.message, attempts=1)
+            for x in left_out
+        ]
+        # Failures first: the shard's object is the commit, and it must not stand without its record.
+        write_failures(self._table.location, name, failures)
+        written = self._table.write_shard(name, rows)
+        return ShardReport(
+            name=name,
+            summary=written.summary,
+            num_left_out=len(left_out),
+            seconds=time.monotonic() - began,
+        )
+
+    def _coded(
+        self,
+        cuts: Sequence[MonoCut],
+        shard_position: int,
+        last_attempt: bool,
+        note: Callable[[dict[str, Any]], None],
+    ) -> tuple[list[IndexRow], list[LeftOut]]:
+        """A row for each cut that could be coded, in the order of the cuts, and the other cuts."""
+        rows: dict[str, IndexRow] = {}
+        left_out: list[LeftOut] = []
         waiting: list[Embedded] = []
         done_s = 0.0
         for result in self._embedder(cuts):
             done_s += result.cut.duration
-            if progress is not None:
-                progress(done_s / 3600)
+            note({"position": shard_position, "hours": done_s / 3600})
             if isinstance(result, LeftOut):
                 if result.stage == "device" and not last_attempt:
                     raise DeviceMemoryError(result.message)
@@ -105,25 +173,10 @@ class Extractor:
             waiting.append(result)
             # The quantizer works on many frames at a time, the teacher on few.
             if sum(e.embeddings_TD.shape[0] for e in waiting) >= ENCODE_FRAMES:
-                rows |= {position[row["cut_id"]]: row for row in self._rows(waiting)}
+                rows |= {row["cut_id"]: row for row in self._rows(waiting)}
                 waiting = []
-        rows |= {position[row["cut_id"]]: row for row in self._rows(waiting)}
-        failures = [
-            Failure(shard=name, cut_id=x.cut.id, stage=x.stage, error=x.error, message=x.message, attempts=1)
-            for x in left_out
-        ]
-        # Failures first: the shard's object is the commit, and it must not stand without its record.
-        write_failures(self._table.location, name, failures)
-        ordered = [rows[number] for number in sorted(rows)]
-        self._table.write_shard(name, ordered)
-        return ShardReport(
-            name=name,
-            num_rows=len(ordered),
-            num_left_out=len(left_out),
-            hours=sum(row["duration"] for row in ordered) / 3600,
-            num_frames=sum(row["num_frames"] for row in ordered),
-            seconds=time.monotonic() - began,
-        )
+        rows |= {row["cut_id"]: row for row in self._rows(waiting)}
+        return [rows[cut.id] for cut in cuts if cut.id in rows], left_out
 
     def _check_readable(self, left_out: list[LeftOut], num_cuts: int) -> None:
         """One bad file is the file's fault. Many are a disk that is not mounted here, and committing a shard

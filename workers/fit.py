@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -13,25 +13,44 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from mvqkd.models.quantizer import (
-    FitConfig,
-    FitProgress,
-    Quantizer,
-    fit_quantizer,
-    quantizer_from_arrays,
-    quantizer_to_arrays,
-)
-from mvqkd.storage.artifacts import load_artifact, save_artifact
+from mvqkd.models.quantizer import FitConfig, FitProgress, fit_quantizer
 from mvqkd.storage.errors import ObjectMissingError
 from mvqkd.storage.location import Location
-from mvqkd.workers.embed import Embedder, LeftOut
+from mvqkd.workers.embed import Embedder, EmbedderSettings, LeftOut
+from mvqkd.workers.quantizer_record import QuantizerRecord, TrainingData, save_quantizer
 from mvqkd.workers.sample import Sample
+from mvqkd.workers.teacher import choose_device
 
-ARTIFACT = "quantizer"
 STATE = "fit-state.safetensors"
 STATE_OF = "digest_of_fit"
 STATE_VERSION = 3
 """Raised when the content of the state changes, so that a fit starts anew where an older one left its state."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitSettings:
+    """What a `QuantizerFitter` is built from, in the process where it works; see there.
+
+    Attributes:
+        embedder: the teacher and how it is fed.
+    """
+
+    embedder: EmbedderSettings
+    location: Location
+    config: FitConfig
+    max_frames: int
+    settings: Mapping[str, Any]
+
+    def build(self) -> "QuantizerFitter":
+        """Load the teacher in this process."""
+        return QuantizerFitter(
+            embedder=self.embedder.build(),
+            location=self.location,
+            config=self.config,
+            max_frames=self.max_frames,
+            settings=self.settings,
+            device=choose_device(self.embedder.teacher.device),
+        )
 
 
 class QuantizerFitter:
@@ -61,12 +80,19 @@ class QuantizerFitter:
         self._max_frames, self._device = max_frames, device
         self._settings = dict(settings or {})
 
-    def run(self, sample: Sample, progress: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-        """Fit and store; returns the artifact's metadata.
+    def run(
+        self,
+        sample: Sample,
+        *,
+        last_attempt: bool = True,
+        note: Callable[[dict[str, Any]], None] = lambda _: None,
+    ) -> QuantizerRecord:
+        """Fit and store; returns what is known of the quantizer.
 
         Args:
             sample: cuts to fit on and cuts to judge by.
-            progress: called with `stage` (embed or fit), `done`, `total` and figures.
+            last_attempt: makes no difference to a fit.
+            note: called with `stage` (embed or fit), `done`, `total` and figures.
 
         Raises:
             ValueError: no utterance of the sample could be embedded.
@@ -75,9 +101,9 @@ class QuantizerFitter:
         cuts_sha256 = _digest_of([cut.id for cut in (*sample.train, *sample.valid)])
         left_out: list[LeftOut] = []
         total = len(sample.train) + len(sample.valid)
-        train_FD = self._embed(sample.train, self._max_frames, left_out, progress, 0, total)
+        train_FD = self._embed(sample.train, self._max_frames, left_out, note, 0, total)
         valid_FD = self._embed(
-            sample.valid, max(1, self._max_frames // 4), left_out, progress, len(sample.train), total
+            sample.valid, max(1, self._max_frames // 4), left_out, note, len(sample.train), total
         )
         # A sample smaller than a batch, as of a first try on a handful of files.
         config = replace(self._config, batch_size=min(self._config.batch_size, len(train_FD)))
@@ -87,24 +113,24 @@ class QuantizerFitter:
             valid=valid_FD,
             config=config,
             device=self._device,
-            progress=lambda now: progress(_note(now)),
+            progress=lambda now: note(_note(now)),
             on_state=lambda state: self._save_state(state, fit_digest),
             resume_state=self._saved_state(fit_digest),
         )
-        arrays, quantizer_metadata = quantizer_to_arrays(result.quantizer)
-        metadata: dict[str, Any] = quantizer_metadata | {
+        data = TrainingData(
+            utterances=len(sample.train),
+            frames=len(train_FD),
+            valid_utterances=len(sample.valid),
+            valid_frames=len(valid_FD),
+            held_out=sample.held_out,
+            cuts_sha256=cuts_sha256,
+            left_out=[{"cut_id": x.cut.id, "stage": x.stage, "message": x.message} for x in left_out],
+        )
+        facts = {
             "teacher": asdict(info),
             "config": asdict(config),
             "settings": self._settings,
-            "training_data": {
-                "utterances": len(sample.train),
-                "frames": len(train_FD),
-                "valid_utterances": len(sample.valid),
-                "valid_frames": len(valid_FD),
-                "held_out": sample.held_out,
-                "cuts_sha256": cuts_sha256,
-                "left_out": [{"cut_id": x.cut.id, "stage": x.stage, "message": x.message} for x in left_out],
-            },
+            "training_data": data,
             "valid_rrl": result.valid_rrl,
             "usage_entropy_bits": result.usage_entropy_bits,
             "codebook_correlations": result.codebook_correlations,
@@ -112,16 +138,16 @@ class QuantizerFitter:
             "steps": result.steps,
             "seconds": result.seconds,
         }
-        save_artifact(self._location, ARTIFACT, arrays, metadata)
+        record = save_quantizer(self._location, result.quantizer, facts)
         self._location.remove(STATE)
-        return metadata
+        return record
 
     def _embed(
         self,
         cuts: Sequence[MonoCut],
         max_frames: int,
         left_out: list[LeftOut],
-        progress: Callable[[dict[str, Any]], None],
+        note: Callable[[dict[str, Any]], None],
         before: int,
         total: int,
     ) -> Tensor:
@@ -138,7 +164,7 @@ class QuantizerFitter:
                 first = int(hashlib.sha256(result.cut.id.encode()).hexdigest(), 16) % every
                 # Cloned, as a view would keep the frames between in memory.
                 kept[result.cut.id] = result.embeddings_TD[first::every].clone().cpu()
-            progress({"stage": "embed", "done": before + number, "total": total})
+            note({"stage": "embed", "done": before + number, "total": total})
         frames = [kept[cut.id] for cut in cuts if cut.id in kept]
         if not frames:
             first_problem = left_out[0].message if left_out else "the sample is empty"
@@ -160,16 +186,6 @@ class QuantizerFitter:
         of = state.pop(STATE_OF, None)
         # The state of a fit to other data, of another teacher or with other settings is of no use here.
         return state if of is not None and bytes(of.tolist()).decode() == fit_digest else None
-
-
-def load_quantizer(location: Location) -> tuple[Quantizer, dict[str, Any]]:
-    """The stored quantizer (CPU, eval mode) and its metadata.
-
-    Raises:
-        ArtifactError: there is none, or it is damaged.
-    """
-    arrays, metadata = load_artifact(location, ARTIFACT)
-    return quantizer_from_arrays(arrays, metadata), metadata
 
 
 def _note(now: FitProgress) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import ray
 from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from mvqkd.pipeline.cluster.pool import Resources, Share
 from mvqkd.pipeline.cluster.progress_board import ProgressBoard
 from mvqkd.pipeline.run_config import ClusterConfig
 from mvqkd.pipeline.show.progress import say
@@ -86,28 +87,27 @@ def _check_answers(address: str) -> None:
         ) from error
 
 
-def resources() -> tuple[int, int]:
-    """CPUs and GPUs of the cluster at this moment."""
+def resources() -> Resources:
+    """What the cluster has at this moment."""
     total = ray.cluster_resources()
-    return int(total.get("CPU", 1)), int(total.get("GPU", 0))
+    largest = max((int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]), default=1)
+    return Resources(cpus=int(total.get("CPU", 1)), gpus=int(total.get("GPU", 0)), machine_cpus=largest)
 
 
-def largest_node_cpus() -> int:
-    """CPUs of the node that has most: what one worker can ask for."""
-    return max((int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]), default=1)
-
-
-def check_fits(config: ClusterConfig, what: str, *, cpus: float, gpus: float) -> None:
+def check_fits(config: ClusterConfig, share: Share) -> None:
     """Ray lets a worker that fits nowhere wait without a word.
 
     Raises:
-        ValueError: no node of a local Ray is large enough for one worker.
+        ValueError: no machine of a local Ray is large enough for one worker.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
+    if any(node.get("CPU", 0) >= share.cpus and node.get("GPU", 0) >= share.gpus for node in nodes):
         return
     have = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in nodes)
-    problem = f"{what}: a worker wants {cpus:g} CPUs and {gpus:g} GPUs, the nodes of the cluster have {have}"
+    problem = (
+        f"{share.keys}: a worker wants {share.cpus:g} CPUs and {share.gpus:g} GPUs, the nodes of the cluster "
+        f"have {have}"
+    )
     if config.address == "local":
         raise ValueError(f"{problem}; ask for less")
     # An autoscaler may bring one.

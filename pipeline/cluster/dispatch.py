@@ -1,4 +1,4 @@
-"""Shards to a pool of Ray actors: exact attempts, replaced actors, quarantined shards.
+"""The pool of Ray actors: exact attempts, replaced actors, quarantined items.
 
 A small dispatcher of our own and not ray.data or ActorPool: those retry a deadly shard for ever or abort the run
 when one shard raises. An actor that dies costs its shard one attempt; a shard that used up its attempts is given
@@ -10,27 +10,68 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from mvqkd.pipeline.cluster.actors import actor_of
+from mvqkd.pipeline.cluster.connect import check_fits, read_board, resources, start_board
+from mvqkd.pipeline.cluster.pool import Note, Outcome, PoolError, Resources, Share, Watch, WorkerSettings
+from mvqkd.pipeline.run_config import ClusterConfig
+
+if TYPE_CHECKING:
+    from mvqkd.workers.distill.job import TrainJob
+
 POLL_S = 0.5
 
 
-class PoolError(RuntimeError):
-    """No worker can start, so no shard can be served; the message holds the last worker's error."""
+class RayPool:
+    """Actors on the cluster that this process is connected to."""
 
+    def __init__(self, config: ClusterConfig) -> None:
+        self._config = config
 
-@dataclass(kw_only=True)
-class Outcome:
-    """What became of one item: `result`, or `errors` of all attempts when `failed`."""
+    @property
+    def resources(self) -> Resources:
+        """What the cluster has at this moment."""
+        return resources()
 
-    item: Any
-    attempts: int = 0
-    result: Any = None
-    errors: list[str] = field(default_factory=list)
-    failed: bool = False
+    def run(
+        self,
+        items: Iterable[Any],
+        settings: WorkerSettings,
+        *,
+        share: Share,
+        watch: Watch,
+        max_attempts: int = 3,
+        timeout_s: float | None = None,
+    ) -> Iterator[Outcome]:
+        """As `Pool.run`. An attempt that takes longer than `timeout_s` has its actor killed."""
+        check_fits(self._config, share)
+        board = start_board()
+        actor = actor_of(settings, cpus=share.cpus, gpus=share.gpus)
+
+        def look() -> None:
+            watch.on_notes(list(read_board(board).values()))
+
+        dispatcher = Dispatcher(
+            lambda: actor.remote(settings, board),
+            workers=share.workers,
+            max_attempts=max_attempts,
+            timeout_s=timeout_s,
+            on_poll=look,
+            on_retry=watch.on_retry,
+        )
+        for outcome in dispatcher.run(items):
+            look()
+            yield outcome
+
+    def train(self, job: "TrainJob", *, use_gpu: bool, note: Callable[[Note], None]) -> None:
+        """As `Pool.train`, by Ray Train."""
+        from mvqkd.pipeline.cluster.train_job import train_on_cluster
+
+        train_on_cluster(job, use_gpu=use_gpu, note=note)
 
 
 @dataclass(kw_only=True)
@@ -40,100 +81,110 @@ class _Busy:
     since: float
 
 
-def dispatch(
-    items: Iterable[Any],
-    spawn: Callable[[], Any],
-    *,
-    pool: int,
-    max_attempts: int = 3,
-    max_failed_starts: int = 3,
-    timeout_s: float | None = None,
-    on_poll: Callable[[list[Any]], None] | None = None,
-    on_retry: Callable[[Outcome], None] | None = None,
-) -> Iterator[Outcome]:
-    """Run `worker.run(item, attempt=n)` for every item; yield one outcome each, as they come.
+@dataclass(kw_only=True)
+class Dispatcher:
+    """Runs `worker.run(item, last_attempt=...)` for every item on a set of actors.
 
     Args:
-        items: what to work on; each is given to one worker at a time.
         spawn: makes an actor handle. Its class must have `max_restarts=0`, so that attempts stay exact.
-        pool: workers wanted. Surplus ones wait as pending actors, which is what an autoscaler sees as demand.
-        max_attempts: tries for one item, whether it raised or took its worker down.
-        max_failed_starts: workers in a row that may fail to start before all is given up.
-        timeout_s: an item that takes longer has its worker killed.
-        on_poll: called at least every half second with the busy workers.
+        workers: actors wanted. Surplus ones wait as pending actors, which is what an autoscaler sees as demand.
+        max_attempts: tries for one item, whether it raised or took its actor down.
+        max_failed_starts: actors in a row that may fail to start before all is given up.
+        timeout_s: an item that takes longer has its actor killed.
+        on_poll: called at least every half second.
         on_retry: called with an item that failed and will be tried again; its last error says why.
-
-    Raises:
-        PoolError: no worker can be started.
     """
-    todo = deque(Outcome(item=item) for item in items)
-    booting: dict[Any, Any] = {}
-    busy: dict[Any, _Busy] = {}
-    failed_starts = 0
 
-    def feed(worker: Any) -> None:
-        if not todo:
+    spawn: Callable[[], Any]
+    workers: int
+    max_attempts: int = 3
+    max_failed_starts: int = 3
+    timeout_s: float | None = None
+    on_poll: Callable[[], None] = lambda: None
+    on_retry: Callable[[Outcome], None] = lambda outcome: None
+    _todo: deque[Outcome] = field(default_factory=deque, init=False)
+    _booting: dict[Any, Any] = field(default_factory=dict, init=False)
+    _busy: dict[Any, _Busy] = field(default_factory=dict, init=False)
+    _failed_starts: int = field(default=0, init=False)
+
+    def run(self, items: Iterable[Any]) -> Iterator[Outcome]:
+        """One outcome for every item, as they come.
+
+        Raises:
+            PoolError: no actor can be started.
+        """
+        self._todo.extend(Outcome(item=item) for item in items)
+        try:
+            while self._todo or self._busy:
+                while len(self._booting) + len(self._busy) < self.workers and len(self._booting) < len(
+                    self._todo
+                ):
+                    worker = self.spawn()
+                    self._booting[worker.__ray_ready__.remote()] = worker
+                ready, _ = ray.wait([*self._booting, *self._busy], num_returns=1, timeout=POLL_S)
+                for reference in ready:
+                    if reference in self._booting:
+                        self._started(reference)
+                    elif (outcome := self._ended(reference)) is not None:
+                        yield outcome
+                self._end_late_ones()
+                self.on_poll()
+        finally:
+            for worker in [*self._booting.values(), *(work.worker for work in self._busy.values())]:
+                with contextlib.suppress(RayError):
+                    ray.kill(worker)
+
+    def _feed(self, worker: Any) -> None:
+        if not self._todo:
             ray.kill(worker)
             return
-        outcome = todo.popleft()
+        outcome = self._todo.popleft()
         outcome.attempts += 1
-        reference = worker.run.remote(outcome.item, attempt=outcome.attempts)
-        busy[reference] = _Busy(worker=worker, outcome=outcome, since=time.monotonic())
+        reference = worker.run.remote(outcome.item, last_attempt=outcome.attempts == self.max_attempts)
+        self._busy[reference] = _Busy(worker=worker, outcome=outcome, since=time.monotonic())
 
-    try:
-        while todo or busy:
-            while len(booting) + len(busy) < pool and len(booting) < len(todo):
-                worker = spawn()
-                booting[worker.__ray_ready__.remote()] = worker
-            ready, _ = ray.wait([*booting, *busy], num_returns=1, timeout=POLL_S)
-            for reference in ready:
-                if reference in booting:
-                    worker = booting.pop(reference)
-                    try:
-                        ray.get(reference)
-                    except RayError as error:
-                        failed_starts += 1
-                        if failed_starts > max_failed_starts:
-                            problem = (
-                                f"{failed_starts} workers failed to start, the last one: {_cause(error)}"
-                            )
-                            raise PoolError(problem) from error
-                    else:
-                        failed_starts = 0
-                        feed(worker)
-                    continue
-                work = busy.pop(reference)
-                outcome = work.outcome
-                # RayTaskError: the item raised and the actor lives. Any other RayError: the actor is lost.
-                alive = True
-                try:
-                    outcome.result = ray.get(reference)
-                except RayError as error:
-                    outcome.errors.append(_cause(error))
-                    alive = isinstance(error, RayTaskError)
-                    if not alive:
-                        ray.kill(work.worker)
-                    if outcome.attempts < max_attempts:
-                        todo.append(outcome)  # to the back: others go first
-                        if on_retry is not None:
-                            on_retry(outcome)
-                    else:
-                        outcome.failed = True
-                        yield outcome
-                else:
-                    yield outcome
-                if alive:
-                    feed(work.worker)
-            if timeout_s is not None:
-                for work in busy.values():
-                    if time.monotonic() - work.since > timeout_s:
-                        ray.kill(work.worker)  # its reference fails at the next wait
-            if on_poll is not None:
-                on_poll([work.worker for work in busy.values()])
-    finally:
-        for worker in [*booting.values(), *(work.worker for work in busy.values())]:
-            with contextlib.suppress(RayError):
-                ray.kill(worker)
+    def _started(self, reference: Any) -> None:
+        worker = self._booting.pop(reference)
+        try:
+            ray.get(reference)
+        except RayError as error:
+            self._failed_starts += 1
+            if self._failed_starts > self.max_failed_starts:
+                raise PoolError(
+                    f"{self._failed_starts} workers failed to start, the last one: {_cause(error)}"
+                ) from error
+            return
+        self._failed_starts = 0
+        self._feed(worker)
+
+    def _ended(self, reference: Any) -> Outcome | None:
+        """What became of an item; None when it is tried again."""
+        work = self._busy.pop(reference)
+        outcome = work.outcome
+        # RayTaskError: the item raised and the actor lives. Any other RayError: the actor is lost.
+        alive, again = True, False
+        try:
+            outcome.result = ray.get(reference)
+        except RayError as error:
+            outcome.errors.append(_cause(error))
+            alive = isinstance(error, RayTaskError)
+            if not alive:
+                ray.kill(work.worker)
+            again = outcome.attempts < self.max_attempts
+            outcome.failed = not again
+            if again:
+                self._todo.append(outcome)  # to the back: others go first
+                self.on_retry(outcome)
+        if alive:
+            self._feed(work.worker)
+        return None if again else outcome
+
+    def _end_late_ones(self) -> None:
+        if self.timeout_s is None:
+            return
+        for work in self._busy.values():
+            if time.monotonic() - work.since > self.timeout_s:
+                ray.kill(work.worker)  # its reference fails at the next wait
 
 
 def _cause(error: RayError) -> str:

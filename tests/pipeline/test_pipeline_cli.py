@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from mvqkd.pipeline import run_all as whole
 from mvqkd.pipeline import stages
 from mvqkd.pipeline.cli import app
-from mvqkd.pipeline.cluster.dispatch import PoolError
+from mvqkd.pipeline.cluster.pool import PoolError
 
 runner = CliRunner()
 

@@ -10,7 +10,7 @@ from lhotse.audio import AudioSource
 
 from mvqkd.pipeline.run_config import load_config
 from mvqkd.pipeline.run_folder import Run
-from mvqkd.pipeline.stages import plan_stage
+from mvqkd.pipeline.stages.plan import plan_stage
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 

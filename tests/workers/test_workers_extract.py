@@ -58,9 +58,9 @@ def test_one_shard_end_to_end(tmp_path: Path) -> None:
     report = extractor.run(shard)
     rows = list(table.iter_rows())
     assert [row["cut_id"] for row in rows] == ["u000", "u001_sp1.1", "u002"]
-    assert (report.num_rows, report.num_left_out, report.name) == (3, 0, shard.name(table.contract.digest()))
-    assert report.num_frames == sum(row["num_frames"] for row in rows)
-    assert report.hours == pytest.approx(sum(cut.duration for cut in cuts) / 3600)
+    assert (report.summary.rows, report.num_left_out, report.name) == (3, 0, shard.name(table.contract.digest()))
+    assert report.summary.frames == sum(row["num_frames"] for row in rows)
+    assert report.summary.duration_s / 3600 == pytest.approx(sum(cut.duration for cut in cuts) / 3600)
     assert [row["speed"] for row in rows] == [1.0, 1.1, 1.0]
     assert [row["text"] for row in rows] == ["one", "two", None]
     assert [row["speaker"] for row in rows] == ["bob", "ann", "bob"]
@@ -91,7 +91,7 @@ def test_failures_are_recorded(tmp_path: Path) -> None:
     teacher.nan_samples = {4800}
     extractor, table = make_extractor(tmp_path / "table", plan, teacher)
     report = extractor.run(shard)
-    assert (report.num_rows, report.num_left_out) == (2, 2)
+    assert (report.summary.rows, report.num_left_out) == (2, 2)
     assert [row["cut_id"] for row in table.iter_rows()] == ["u000", "u003"]
     missing, not_finite = read_failures(table.location)
     assert (missing.cut_id, missing.stage, missing.shard) == ("u001", "load", report.name)
@@ -121,7 +121,7 @@ def test_some_audio_may_be_missing(tmp_path: Path, missing: int, settings: dict[
         (tmp_path / f"u{number:03d}.wav").unlink()
     extractor, table = make_extractor(tmp_path / "table", plan, **settings)
     report = extractor.run(shard)
-    assert (report.num_rows, report.num_left_out) == (10 - missing, missing)
+    assert (report.summary.rows, report.num_left_out) == (10 - missing, missing)
     (tmp_path / "u009.wav").unlink()
     extractor, table = make_extractor(tmp_path / "again", plan, **settings)
     with pytest.raises(UnreadableShardError, match=f"{missing + 1} of 10 utterances"):
@@ -132,14 +132,16 @@ def test_some_audio_may_be_missing(tmp_path: Path, missing: int, settings: dict[
 def test_what_the_teacher_refuses_is_not_unreadable(tmp_path: Path) -> None:
     plan, shard = one_shard(tmp_path, make_cuts(tmp_path, [0.5, 0.02, 0.01, 0.015]))
     report = make_extractor(tmp_path / "table", plan)[0].run(shard)
-    assert (report.num_rows, report.num_left_out) == (1, 3)
+    assert (report.summary.rows, report.num_left_out) == (1, 3)
 
 
 def test_progress_is_in_hours(tmp_path: Path) -> None:
     plan, shard = one_shard(tmp_path, make_cuts(tmp_path, [0.3, 0.9, 0.5, 0.4, 0.7]))
     (tmp_path / "u002.wav").unlink()
-    seen: list[float] = []
-    make_extractor(tmp_path / "table", plan)[0].run(shard, progress=seen.append)
+    notes: list[dict[str, float]] = []
+    make_extractor(tmp_path / "table", plan)[0].run(shard, note=notes.append)
+    assert {note["position"] for note in notes} == {shard.position}
+    seen = [note["hours"] for note in notes]
     assert len(seen) == 5 and seen == sorted(seen) and len(set(seen)) == 5
     assert seen[-1] == pytest.approx((0.3 + 0.9 + 0.5 + 0.4 + 0.7) / 3600)
 
@@ -150,7 +152,7 @@ def test_shard_of_bad_utterances_is_committed_empty_where_that_is_allowed(tmp_pa
         path.unlink()
     extractor, table = make_extractor(tmp_path / "table", plan, max_unreadable=1.0)
     report = extractor.run(shard)
-    assert (report.num_rows, report.num_frames, report.hours) == (0, 0, 0.0)
+    assert (report.summary.rows, report.summary.frames, report.summary.duration_s / 3600) == (0, 0, 0.0)
     assert table.committed() == {report.name} and list(table.iter_rows()) == []
     assert len(read_failures(table.location)) == 2
 
@@ -242,6 +244,6 @@ def test_an_utterance_too_large_for_the_device_is_left_out_on_the_last_attempt_o
         extractor.run(shard, last_attempt=False)
     assert not table.committed()
     report = extractor.run(shard, last_attempt=True)
-    assert (report.num_rows, report.num_left_out) == (1, 1)
+    assert (report.summary.rows, report.num_left_out) == (1, 1)
     (failure,) = read_failures(table.location)
     assert (failure.cut_id, failure.stage) == ("u001", "device")

@@ -1,45 +1,22 @@
 """The training loop of a student: a plain class; Ray Train is added by the pipeline."""
 
 import random
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mvqkd.models.alignment import IGNORE
 from mvqkd.models.distillation.model import DistillationModel, Losses
-from mvqkd.models.features import HOP_SAMPLES, NUM_MEL_BINS, spec_augment
-from mvqkd.models.students.conformer import subsampled_length
+from mvqkd.workers.distill.augment import Augment
 from mvqkd.workers.distill.average import WeightAverage
-from mvqkd.workers.distill.batches import Batch, TableBatches
+from mvqkd.workers.distill.batches import TableBatches
+from mvqkd.workers.distill.examples import Batch, Example
+from mvqkd.workers.distill.meter import Meter, Progress
 from mvqkd.workers.distill.settings import DistillConfig
 
-MEL_FRAMES_PER_S = 16_000 / HOP_SAMPLES
-NO_SOUND_TF = torch.zeros(32, NUM_MEL_BINS)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """State of a training, reported at every checkpoint, at the end of every epoch, and every half minute.
-
-    Losses are means since the last report: transducer in nats per utterance, codebook in nats per code.
-    """
-
-    epoch: int
-    step: int
-    total_steps: int
-    transducer_loss: float
-    codebook_loss: float | None
-    lr: float
-    utterances_per_s: float
-    seconds: float
-    left_out: int
-
-
 REPORT_EVERY_S = 30.0
+SILENCE_FRAMES = 8
 
 # Called with progress and, when the state should be kept, a function that returns it.
 Report = Callable[[Progress, Callable[[], dict[str, Any]] | None], None]
@@ -52,7 +29,7 @@ class StudentTrainer:
     same steps as one that was never interrupted.
 
     Args:
-        model: student and codebook loss, on its device.
+        model: student and heads, on its device.
         batches: of this rank.
         settings: of the training.
         device: of the model.
@@ -73,6 +50,7 @@ class StudentTrainer:
         self._settings, self._batches, self._device, self._rank = settings, batches, device, rank
         self.model = model
         self._wrapped = wrap(model)
+        self._augment = Augment(settings, feature_rate_hz=model.student.frames.feature_rate_hz)
         self._average = WeightAverage(model.student)
         self._optimizer = torch.optim.AdamW(
             _decay_groups(model, settings.weight_decay), lr=settings.lr, betas=(0.9, 0.98)
@@ -88,22 +66,35 @@ class StudentTrainer:
 
     def run(self, report: Report) -> None:
         """Train to the last epoch, from wherever `load_state` left off."""
-        clock = _Meter(self, report)
+        meter = Meter()
+
+        def tell(*, keep: bool) -> None:
+            progress = meter.report(
+                epoch=self._epoch,
+                step=self.step,
+                total_steps=self.total_steps,
+                lr=self.lr(),
+                left_out=len(self._batches.left_out),
+            )
+            report(progress, self.state if keep else None)
+
         while self._epoch < self._settings.epochs:
             for batch in self._batches.epoch(self._epoch, first_step=self._step_in_epoch):
-                clock.add(batch, self._train_step(batch))
+                losses = self._train_step(batch)
+                if losses is not None:
+                    meter.add(len(batch.examples), losses)
                 self._step_in_epoch += 1
                 if self._step_in_epoch == self._steps_per_epoch[self._epoch]:
                     continue  # the end of the epoch is reported below
                 if self.step % self._settings.checkpoint_steps == 0:
-                    clock.report(keep=True)
-                elif clock.seconds >= REPORT_EVERY_S:
-                    clock.report(keep=False)
+                    tell(keep=True)
+                elif meter.seconds >= REPORT_EVERY_S:
+                    tell(keep=False)
             self._epoch, self._step_in_epoch = self._epoch + 1, 0
             if self._epoch > self._settings.epochs - self._settings.average_epochs:
                 self._average.update(self.model.student)
             ended = self._epoch == self._settings.epochs
-            clock.report(keep=ended or self.step % self._settings.checkpoint_steps == 0)
+            tell(keep=ended or self.step % self._settings.checkpoint_steps == 0)
 
     def student_state(self) -> dict[str, Tensor]:
         """Weights to recognize with: the mean of the last epochs, on the CPU."""
@@ -128,7 +119,7 @@ class StudentTrainer:
 
     def _train_step(self, batch: Batch) -> Losses | None:
         settings = self._settings
-        if not batch.cut_ids and not _several_processes():
+        if not batch.examples and not _several_processes():
             return None  # all its audio was bad: nothing to learn, and nobody waits for gradients
         torch.manual_seed(random.Random(f"{settings.seed}/{self._rank}/{self.step}").getrandbits(63))
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
@@ -136,27 +127,12 @@ class StudentTrainer:
             group["lr"] = self.lr()
         self._wrapped.train()
         losses: Losses | None = None
-        if not batch.cut_ids:
-            # All audio of the batch was bad. The other ranks still wait for this rank's gradients. The silence
-            # that stands in must not get into the statistics of the batch norms.
-            for module in self._wrapped.modules():
-                if isinstance(module, nn.BatchNorm1d):
-                    module.eval()
-            total = self._wrapped(*self._nothing().padded([NO_SOUND_TF], self._device)).total * 0.0
-        else:
-            features = [
-                spec_augment(
-                    features_TF,
-                    time_masks=settings.time_masks,
-                    max_time_frames=round(settings.time_mask_s * MEL_FRAMES_PER_S),
-                    freq_masks=settings.freq_masks,
-                    max_freq_bins=settings.freq_mask_bins,
-                    generator=generator,
-                )
-                for features_TF in batch.features
-            ]
+        if batch.examples:
+            features = [self._augment(example.features_TF, generator) for example in batch.examples]
             losses = self._wrapped(*batch.padded(features, self._device))
             total = losses.total
+        else:
+            total = self._loss_of_silence() * 0.0
         total.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), settings.grad_clip)
         if not norm.isfinite():
@@ -168,18 +144,29 @@ class StudentTrainer:
         self._optimizer.zero_grad(set_to_none=True)
         return losses
 
-    def _nothing(self) -> Batch:
-        """A batch of one silent utterance, to go through the motions with."""
-        head = self.model.codebook_loss
-        targets_TK = torch.full(
-            (subsampled_length(len(NO_SOUND_TF)), head.num_codebooks if head else 0), IGNORE
+    def _loss_of_silence(self) -> Tensor:
+        """All audio of this rank's batch was bad, and the other ranks wait for its gradients.
+
+        The silence that stands in must not get into the statistics of the batch norms.
+        """
+        for module in self._wrapped.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        student = self.model.student
+        features_TF = student.features(torch.zeros(SILENCE_FRAMES * student.frames.min_samples))
+        num_frames = student.num_frames(len(features_TF))
+        silence = Example(
+            cut_id="",
+            features_TF=features_TF,
+            units_U=torch.ones(1, dtype=torch.long),
+            targets={
+                name: torch.full((num_frames, spec.width), spec.padding)
+                for name, spec in self._batches.specs.items()
+            },
         )
-        return Batch(
-            cut_ids=(),
-            features=(NO_SOUND_TF,),
-            units=(torch.ones(1, dtype=torch.long),),
-            targets=(targets_TK,),
-        )
+        batch = Batch(examples=(silence,), specs=self._batches.specs)
+        losses: Losses = self._wrapped(*batch.padded([features_TF], self._device))
+        return losses.total
 
     def lr(self) -> float:
         """Learning rate of the next step: linear warm-up, then linear to 2 % at the end."""
@@ -190,57 +177,9 @@ class StudentTrainer:
         return self._settings.lr * max(0.02, left)
 
     @property
-    def epoch(self) -> int:
-        """Finished epochs."""
-        return self._epoch
-
-    @property
     def left_out(self) -> dict[str, str]:
         """Utterances that could not be used so far, and why."""
         return dict(self._batches.left_out)
-
-
-class _Meter:
-    """Means since the last report, and speed."""
-
-    def __init__(self, trainer: StudentTrainer, report: Report) -> None:
-        self._trainer, self._report, self._began = trainer, report, time.monotonic()
-        self._reset()
-
-    def _reset(self) -> None:
-        self._since = time.monotonic()
-        self._utterances = self._targets = 0
-        self._transducer = self._codebook = 0.0
-
-    @property
-    def seconds(self) -> float:
-        """Time since the last report."""
-        return time.monotonic() - self._since
-
-    def add(self, batch: Batch, losses: Losses | None) -> None:
-        if losses is None:
-            return
-        self._utterances += len(batch.cut_ids)
-        self._transducer += float(losses.transducer)
-        if losses.codebook is not None:
-            self._codebook += float(losses.codebook)
-            self._targets += losses.num_targets
-
-    def report(self, *, keep: bool) -> None:
-        trainer = self._trainer
-        progress = Progress(
-            epoch=trainer.epoch,
-            step=trainer.step,
-            total_steps=trainer.total_steps,
-            transducer_loss=self._transducer / max(1, self._utterances),
-            codebook_loss=self._codebook / self._targets if self._targets else None,
-            lr=trainer.lr(),
-            utterances_per_s=self._utterances / max(1e-9, time.monotonic() - self._since),
-            seconds=time.monotonic() - self._began,
-            left_out=len(trainer.left_out),
-        )
-        self._report(progress, trainer.state if keep else None)
-        self._reset()
 
 
 def _several_processes() -> bool:

@@ -1,26 +1,18 @@
-"""Recognizing a test part with a trained student, and its word error rate."""
+"""Results of recognition and their error rates."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import jiwer
-import torch
-from lhotse import MonoCut
-from torch.nn.utils.rnn import pad_sequence
-
-from mvqkd.models.features import LogMel
-from mvqkd.models.students.conformer import MIN_SAMPLES, ConformerTransducer
-from mvqkd.models.students.units import Units
-from mvqkd.workers.audio import AudioLoader, decode_ahead, length_sorted_batches
-from mvqkd.workers.cuts import UtteranceError, speaker_of, text_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recognized:
-    """One utterance: reference, hypothesis and word errors."""
+    """One utterance: reference, hypothesis and word errors; `duration_s` in seconds."""
 
     cut_id: str
+    duration_s: float
     speaker: str | None
     reference: str
     hypothesis: str
@@ -35,71 +27,39 @@ class Recognized:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NotRecognized:
+    """An utterance of the test part that is not in the score, and why; `duration_s` is None where it is not known."""
+
+    cut_id: str
+    problem: str
+    duration_s: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"cut_id": self.cut_id, "error": self.problem, "duration_s": self.duration_s}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Score:
-    """Word and character error rate of a test part (fractions, not percent)."""
+    """Error rates of a test part, and of how much of it they are.
+
+    Attributes:
+        wer, cer: word and character error rate (fractions, not percent).
+        words: of the references.
+        utterances, hours: that were recognized.
+        left_out, left_out_hours: that were not; hours of those whose length is known.
+    """
 
     wer: float
     cer: float
     words: int
     utterances: int
+    hours: float
     left_out: int
+    left_out_hours: float
 
 
-class Recognizer:
-    """Greedy decoding of cuts.
-
-    Args:
-        student: trained, on its device.
-        units: its output units.
-        loader: audio at 16 kHz.
-        batch_seconds: upper bound of a padded batch.
-    """
-
-    def __init__(
-        self, student: ConformerTransducer, units: Units, *, loader: AudioLoader, batch_seconds: float = 120.0
-    ) -> None:
-        self._student, self._units, self._loader = student.eval(), units, loader
-        self._batch_seconds = batch_seconds
-        self._log_mel = LogMel(loader.sample_rate_hz)
-        self._device = next(student.parameters()).device
-
-    def __call__(self, cuts: Iterable[MonoCut]) -> Iterator[Recognized | UtteranceError]:
-        """One result for each cut that has a transcript, longest first; cuts without one are an error."""
-        usable = []
-        for cut in cuts:
-            if text_of(cut) is None:
-                yield UtteranceError(
-                    cut.id, "has no transcript to compare with; remove it from the test part"
-                )
-            else:
-                usable.append(cut)
-        batches = length_sorted_batches(
-            usable, [c.duration for c in usable], batch_seconds=self._batch_seconds
-        )
-        ordered = [cut for batch in batches for cut in batch]
-        waveforms = decode_ahead(ordered, self._loader, threads=2, ahead=64)
-        for batch in batches:
-            good, features = [], []
-            for cut in batch:
-                waveform_T = next(waveforms)
-                if isinstance(waveform_T, UtteranceError):
-                    yield waveform_T
-                elif waveform_T.numel() < MIN_SAMPLES:
-                    yield UtteranceError(
-                        cut.id,
-                        f"{waveform_T.numel()} samples are too few for one frame of the student "
-                        f"({MIN_SAMPLES}); remove it from the test part",
-                    )
-                else:
-                    good.append(cut)
-                    features.append(self._log_mel(waveform_T).to(self._device))
-            if good:
-                lengths_B = torch.tensor([len(f) for f in features], device=self._device)
-                units = self._student.greedy(pad_sequence(features, batch_first=True), lengths_B)
-                yield from (_compare(cut, self._units.decode(u)) for cut, u in zip(good, units, strict=True))
-
-
-def score(results: Sequence[Recognized | UtteranceError]) -> Score:
+def score(results: Sequence[Recognized | NotRecognized]) -> Score:
     """Error rates over a test part.
 
     Raises:
@@ -108,6 +68,7 @@ def score(results: Sequence[Recognized | UtteranceError]) -> Score:
     recognized = [result for result in results if isinstance(result, Recognized)]
     if not recognized:
         raise ValueError("no utterance of the test part could be recognized; see the list of errors")
+    left_out = [result for result in results if isinstance(result, NotRecognized)]
     words = sum(r.words for r in recognized)
     errors = sum(r.substitutions + r.deletions + r.insertions for r in recognized)
     characters = jiwer.process_characters(
@@ -118,20 +79,7 @@ def score(results: Sequence[Recognized | UtteranceError]) -> Score:
         cer=characters.cer,
         words=words,
         utterances=len(recognized),
-        left_out=len(results) - len(recognized),
-    )
-
-
-def _compare(cut: MonoCut, hypothesis: str) -> Recognized:
-    reference, hypothesis = " ".join((text_of(cut) or "").split()), " ".join(hypothesis.split())
-    measured = jiwer.process_words(reference, hypothesis)
-    return Recognized(
-        cut_id=cut.id,
-        speaker=speaker_of(cut),
-        reference=reference,
-        hypothesis=hypothesis,
-        substitutions=measured.substitutions,
-        deletions=measured.deletions,
-        insertions=measured.insertions,
-        words=len(reference.split()),
+        hours=sum(r.duration_s for r in recognized) / 3600,
+        left_out=len(left_out),
+        left_out_hours=sum(r.duration_s or 0.0 for r in left_out) / 3600,
     )

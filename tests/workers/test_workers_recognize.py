@@ -8,11 +8,12 @@ import torch
 from lhotse import MonoCut
 from workers_fakes import make_cuts
 
-from mvqkd.models.students.conformer import ConformerTransducer, StudentConfig
+from mvqkd.models.students.config import StudentConfig
+from mvqkd.models.students.transducer import ConformerTransducer
 from mvqkd.models.students.units import CharUnits
 from mvqkd.workers.audio import AudioLoader
-from mvqkd.workers.cuts import UtteranceError
-from mvqkd.workers.recognize.score import Recognized, Recognizer, score
+from mvqkd.workers.recognize.recognizer import Recognizer
+from mvqkd.workers.recognize.score import NotRecognized, Recognized, score
 
 STUDENT = StudentConfig(encoder_dim=16, num_layers=1, num_heads=2, ffn_dim=32, conv_kernel=5)
 UNITS = CharUnits(" abcdefghijklmnopqrstuvwxyz")
@@ -29,7 +30,7 @@ class Parrot(ConformerTransducer):
         return [UNITS.encode(self.texts.pop(0)) for _ in lengths_B]
 
 
-def recognize(cuts: Sequence[MonoCut], says: Sequence[str]) -> list[Recognized | UtteranceError]:
+def recognize(cuts: Sequence[MonoCut], says: Sequence[str]) -> list[Recognized | NotRecognized]:
     torch.manual_seed(0)
     parrot = Parrot(STUDENT, len(UNITS)).say(says)
     return list(Recognizer(parrot, UNITS, loader=AudioLoader(16_000), batch_seconds=1.2)(cuts))
@@ -59,13 +60,14 @@ def test_what_cannot_be_recognized_is_listed(tmp_path: Path) -> None:
     cuts = make_cuts(tmp_path, [0.5, 0.4, 0.3, 0.05], texts=["a", "b", None, "d"])
     (tmp_path / "u001.wav").unlink()
     results = recognize(cuts, ["a"])
-    errors = {result.cut_id: result.problem for result in results if isinstance(result, UtteranceError)}
+    errors = {result.cut_id: result.problem for result in results if isinstance(result, NotRecognized)}
     assert sorted(errors) == ["u001", "u002", "u003"]
     assert "no such audio file" in errors["u001"]
     assert "has no transcript" in errors["u002"] and "remove it from the test part" in errors["u002"]
     assert "800 samples are too few for one frame of the student" in errors["u003"]
     totals = score(results)
     assert (totals.wer, totals.utterances, totals.left_out) == (0.0, 1, 3)
+    assert (totals.hours, totals.left_out_hours) == pytest.approx((0.5 / 3600, 0.75 / 3600))
 
 
 def test_nothing_recognized(tmp_path: Path) -> None:

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_workers_distill_data import make_batches
-from test_workers_trainer import SETTINGS, make_model
+from distill_fakes import SETTINGS, make_batches, make_model
 from torch.nn.parallel import DistributedDataParallel
 
 from mvqkd.storage.table import IndexTable
@@ -21,7 +20,7 @@ def train(rank: int, table: IndexTable, folder: str) -> None:
     )
     settings = SETTINGS.model_copy(update={"epochs": 1, "batch_seconds": 0.6})
     trainer = StudentTrainer(
-        make_model(settings),
+        make_model(settings, table),
         make_batches(table, batch_seconds=0.6, rank=rank, world_size=2),
         settings,
         device=torch.device("cpu"),
@@ -50,7 +49,7 @@ def test_rank_with_a_batch_of_bad_audio(make_table: Callable[..., IndexTable], t
     assert not alive and [process.exitcode for process in processes] == [0, 0]
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert sorted(first["left_out"] + second["left_out"]) == ["u003"]
-    start = dict(make_model(SETTINGS).named_parameters())
+    start = dict(make_model(SETTINGS, table).named_parameters())
     for name, parameter in first["parameters"].items():
         assert torch.equal(parameter, second["parameters"][name]), name
     assert any(not torch.equal(parameter, start[name]) for name, parameter in first["parameters"].items())

@@ -8,46 +8,19 @@ from typing import Any
 
 import pytest
 import torch
-from test_workers_distill_data import ALIGNMENT, LENGTHS, make_batches
+from distill_fakes import LENGTHS, SETTINGS, make_batches, make_model, make_trainer
 
 from mvqkd.models.distillation.model import DistillationModel
 from mvqkd.models.students.conformer import ConformerTransducer, StudentConfig
 from mvqkd.models.students.units import CharUnits
 from mvqkd.storage.table import IndexTable
 from mvqkd.workers.distill import trainer as trainer_module
-from mvqkd.workers.distill.batches import Batch
+from mvqkd.workers.distill.examples import Batch
+from mvqkd.workers.distill.meter import Progress
 from mvqkd.workers.distill.settings import DistillConfig
-from mvqkd.workers.distill.trainer import Progress, StudentTrainer
+from mvqkd.workers.distill.trainer import StudentTrainer
 
 MakeTable = Callable[..., IndexTable]
-STUDENT = StudentConfig(
-    encoder_dim=16, num_layers=2, num_heads=2, ffn_dim=32, conv_kernel=5, predictor_dim=8, joiner_dim=16
-)
-UNITS = CharUnits(" acdgot")
-SETTINGS = DistillConfig(
-    loss_scale=0.1, student_layer=1, epochs=2, batch_seconds=2.0, lr=2e-3, warmup_steps=2, checkpoint_steps=3,
-    average_epochs=2, seed=1,
-)  # fmt: skip
-
-
-def make_model(settings: DistillConfig) -> DistillationModel:
-    torch.manual_seed(settings.seed)
-    student = ConformerTransducer(STUDENT, len(UNITS), with_ctc=settings.ctc_scale > 0)
-    return DistillationModel(
-        student,
-        student_layer=settings.student_layer,
-        codebooks_per_frame=2 * ALIGNMENT.frames_per_target,
-        codebook_size=16,
-        loss_scale=settings.loss_scale,
-        ctc_scale=settings.ctc_scale,
-    )
-
-
-def make_trainer(
-    table: IndexTable, settings: DistillConfig = SETTINGS, *, device: str = "cpu"
-) -> StudentTrainer:
-    batches = make_batches(table, seed=settings.seed, cache_mb=64, batch_seconds=settings.batch_seconds)
-    return StudentTrainer(make_model(settings).to(device), batches, settings, device=torch.device(device))
 
 
 def run(trainer: StudentTrainer) -> tuple[list[Progress], list[bytes]]:
@@ -98,10 +71,12 @@ def test_losses_fall(make_table: MakeTable) -> None:
     assert (seen[-1].epoch, seen[-1].step, seen[-1].left_out) == (12, seen[-1].total_steps, 0)
 
 
-def test_student_starts_the_same_with_and_without_codes() -> None:
-    with_codes = make_model(SETTINGS)
-    without = make_model(SETTINGS.model_copy(update={"loss_scale": 0.0}))
-    assert with_codes.codebook_loss is not None and without.codebook_loss is None
+def test_student_starts_the_same_with_and_without_codes(make_table: MakeTable) -> None:
+    table = make_table(LENGTHS[:2])
+    with_codes = make_model(SETTINGS, table)
+    without = make_model(SETTINGS.model_copy(update={"loss_scale": 0.0}), table)
+    more = set(with_codes.state_dict()) - set(without.state_dict())
+    assert more and not any(name.startswith("student.") for name in more)
     for name, tensor in with_codes.student.state_dict().items():
         assert torch.equal(tensor, without.student.state_dict()[name])
 
@@ -109,9 +84,11 @@ def test_student_starts_the_same_with_and_without_codes() -> None:
 @pytest.mark.parametrize("changes", [{}, {"loss_scale": 0.0}, {"ctc_scale": 0.3}])
 def test_every_parameter_has_a_gradient(make_table: MakeTable, changes: dict[str, float]) -> None:
     settings = SETTINGS.model_copy(update=changes)
-    model = make_model(settings)
-    batch = next(iter(make_batches(make_table(LENGTHS[:4])).epoch(0)))
-    model(*batch.padded(list(batch.features), torch.device("cpu"))).total.backward()
+    table = make_table(LENGTHS[:4])
+    model = make_model(settings, table)
+    batch = next(iter(make_batches(table, with_codes=settings.loss_scale > 0).epoch(0)))
+    features = [example.features_TF for example in batch.examples]
+    model(*batch.padded(features, torch.device("cpu"))).total.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0 or name.endswith("in_proj_bias"), name
@@ -164,7 +141,8 @@ def everything(trainer: StudentTrainer) -> bytes:
     return file.getvalue()
 
 
-NOTHING = Batch(cut_ids=(), features=(), units=(), targets=())
+def nothing(trainer: StudentTrainer) -> Batch:
+    return Batch(examples=(), specs=trainer._batches.specs)
 
 
 def test_batch_of_bad_audio_changes_nothing(make_table: MakeTable) -> None:
@@ -172,7 +150,7 @@ def test_batch_of_bad_audio_changes_nothing(make_table: MakeTable) -> None:
     for batch in trainer._batches.epoch(0):
         trainer._train_step(batch)
     before = everything(trainer)
-    assert trainer._train_step(NOTHING) is None
+    assert trainer._train_step(nothing(trainer)) is None
     assert everything(trainer) == before
     trainer._train_step(batch)
     assert everything(trainer) != before
@@ -188,7 +166,7 @@ def test_silence_that_stands_in_for_the_other_ranks_stays_out_of_the_batch_norms
     assert any("running_mean" in name for name in buffers)
     weights = trainer.model.student.output.weight.detach().clone()
     monkeypatch.setattr(trainer_module, "_several_processes", lambda: True)
-    assert trainer._train_step(NOTHING) is None
+    assert trainer._train_step(nothing(trainer)) is None
     for name, buffer in trainer.model.named_buffers():
         assert torch.equal(buffer, buffers[name]), name
     # The step is taken, with the gradients of the other ranks.
@@ -218,17 +196,6 @@ def test_gradient_that_is_not_finite(make_table: MakeTable) -> None:
         trainer.model.student.output.bias[0] = float("nan")
     with pytest.raises(ValueError, match=r"step 0: the gradient holds NaN .*u00\d.*lower distill.lr"):
         run(trainer)
-
-
-def test_model_that_cannot_be() -> None:
-    student = ConformerTransducer(STUDENT, len(UNITS))
-    arguments = {"codebooks_per_frame": 4, "codebook_size": 16, "loss_scale": 0.1}
-    with pytest.raises(ValueError, match="student_layer 3 is not one of the student's 2 encoder layers"):
-        DistillationModel(student, student_layer=3, **arguments)
-    with pytest.raises(ValueError, match="needs a student with a CTC head"):
-        DistillationModel(student, student_layer=1, ctc_scale=0.3, **arguments)
-    with pytest.raises(ValueError, match="encoder_dim 15"):
-        replace(STUDENT, encoder_dim=15)
 
 
 def test_a_long_epoch_says_where_it_is(make_table: MakeTable, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from distill_fakes import LENGTHS, make_batches
 from workers_fakes import write_sound
 
 from mvqkd.models.alignment import IGNORE, FrameAlignment
@@ -14,34 +15,22 @@ from mvqkd.models.students.units import CharUnits
 from mvqkd.storage.table import IndexTable
 from mvqkd.workers.audio import AudioLoader
 from mvqkd.workers.cuts import cut_from_json
-from mvqkd.workers.distill.batches import Batch, TableBatches, scan_table
+from mvqkd.workers.distill.batches import scan_table
+from mvqkd.workers.distill.examples import Batch, Example
 
 MakeTable = Callable[..., IndexTable]
-ALIGNMENT = FrameAlignment(
-    teacher_rate_hz=50.0, student_rate_hz=25.0, teacher_offset_s=0.0125, student_offset_s=0.03
-)
-LENGTHS = [0.5, 0.8, 0.3, 0.6, 0.7, 0.4, 0.9, 0.35, 0.55, 0.65, 0.45, 0.75]
-
-
-def make_batches(table: IndexTable, **changes: object) -> TableBatches:
-    settings = {
-        "loader": AudioLoader(16_000),
-        "units": CharUnits(" acdgot"),
-        "alignment": ALIGNMENT,
-        "batch_seconds": 2.0,
-        "seed": 1,
-        **changes,
-    }
-    return TableBatches(table, scan_table(table)[0], **settings)  # type: ignore[arg-type]
 
 
 def same(ours: Batch, theirs: Batch) -> bool:
-    parts = zip(
-        (*ours.features, *ours.units, *ours.targets),
-        (*theirs.features, *theirs.units, *theirs.targets),
-        strict=True,
-    )
-    return ours.cut_ids == theirs.cut_ids and all(torch.equal(a, b) for a, b in parts)
+    def parts(example: Example) -> list[torch.Tensor]:
+        return [example.features_TF, example.units_U, example.targets["codebook"]]
+
+    pairs = [
+        pair
+        for a, b in zip(ours.examples, theirs.examples, strict=True)
+        for pair in zip(parts(a), parts(b), strict=True)
+    ]
+    return ours.cut_ids == theirs.cut_ids and all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_examples_are_the_tables_rows(make_table: MakeTable) -> None:
@@ -52,22 +41,22 @@ def test_examples_are_the_tables_rows(make_table: MakeTable) -> None:
     units, log_mel, load = CharUnits(" acdgot"), LogMel(), AudioLoader(16_000)
     batch = batches[0]
     assert len(batch.cut_ids) > 1
-    for cut_id, features_TF, units_U, targets_TK in zip(
-        batch.cut_ids, batch.features, batch.units, batch.targets, strict=True
-    ):
-        row = rows[cut_id]
+    for example in batch.examples:
+        row, features_TF = rows[example.cut_id], example.features_TF
+        units_U, targets_TK = example.units_U, example.targets["codebook"]
         expected_TF = log_mel(load(cut_from_json(row["cut"])))
         torch.testing.assert_close(features_TF, expected_TF, atol=2e-3, rtol=1e-3)
         assert units.decode(units_U.tolist()) == row["text"]
         assert targets_TK.shape == (subsampled_length(len(features_TF)), 4)
         assert torch.equal(targets_TK[0], torch.from_numpy(row["codes"][:2].flatten()).long())
-    features_BTF, lengths_B, units_BU, unit_lengths_B, targets_BTK = batch.padded(
-        list(batch.features), torch.device("cpu")
+    features_BTF, lengths_B, units_BU, unit_lengths_B, targets = batch.padded(
+        [example.features_TF for example in batch.examples], torch.device("cpu")
     )
+    targets_BTK = targets["codebook"]
     assert features_BTF.shape == (len(batch.cut_ids), int(lengths_B.max()), 80)
     assert targets_BTK.shape[1] == subsampled_length(int(lengths_B.max()))
     shortest = int(lengths_B.argmin())
-    assert (targets_BTK[shortest, len(batch.targets[shortest]) :] == IGNORE).all()
+    assert (targets_BTK[shortest, len(batch.examples[shortest].targets["codebook"]) :] == IGNORE).all()
     assert units_BU.shape == (len(batch.cut_ids), int(unit_lengths_B.max()))
 
 
@@ -77,7 +66,9 @@ def test_first_codebooks_alone(make_table: MakeTable) -> None:
     for batch, whole in zip(
         make_batches(table, codebooks=1).epoch(0), make_batches(table).epoch(0), strict=True
     ):
-        for cut_id, targets_TK, all_TK in zip(batch.cut_ids, batch.targets, whole.targets, strict=True):
+        for example, other in zip(batch.examples, whole.examples, strict=True):
+            cut_id, targets_TK = example.cut_id, example.targets["codebook"]
+            all_TK = other.targets["codebook"]
             # Two teacher frames for one of the student, each with its first code of two.
             assert torch.equal(targets_TK, all_TK[:, ::2])
             assert torch.equal(targets_TK[0], torch.from_numpy(rows[cut_id]["codes"][:2, 0].copy()).long())

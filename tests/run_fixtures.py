@@ -1,4 +1,4 @@
-"""A tiny corpus, a tiny random teacher, a run file for both, and one Ray session for all tests."""
+"""A tiny corpus and teacher, a run file for both, a finished run of it, and one Ray session for all tests."""
 
 import os
 from collections.abc import Iterator
@@ -6,15 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from s3_server import S3Server
-from tiny import run_tree, write_corpus
-from transformers import HubertConfig, HubertModel
+from tiny import Done, make_run, run_tree, write_corpus
 
-from mvqkd.pipeline.cluster.connect import cluster
-from mvqkd.pipeline.run_config import ClusterConfig
-
-TESTS = Path(__file__).resolve().parents[1]
+TESTS = Path(__file__).resolve().parent
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +21,10 @@ def corpus_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def teacher_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # Here, so that tests that need no teacher do not wait for it.
+    import torch
+    from transformers import HubertConfig, HubertModel
+
     path = tmp_path_factory.mktemp("teacher")
     torch.manual_seed(0)
     config = HubertConfig(
@@ -44,13 +43,27 @@ def teacher_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tree(corpus_root: Path, teacher_path: Path, tmp_path: Path) -> dict[str, Any]:
-    """A run file as a mapping; tests change it and write it."""
+    """A run file as a mapping; tests change it and write it. Its stages run in this process."""
     return run_tree(corpus_root, teacher_path, tmp_path / "run")
 
 
 @pytest.fixture(scope="session")
-def ray_session(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def done(corpus_root: Path, teacher_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """A finished run, made in this process: its run file as a mapping, and its folder."""
+    from mvqkd.pipeline.run_all import run_all
+
+    folder = tmp_path_factory.mktemp("done")
+    tree = run_tree(corpus_root, teacher_path, folder / "run")
+    run_all(make_run(tree, folder))
+    return tree, folder / "run"
+
+
+@pytest.fixture(scope="session")
+def ray_session(s3_server: S3Server) -> Iterator[None]:
     """One Ray cluster for the suite; its workers know the S3 server's credentials from their environment."""
+    from mvqkd.pipeline.cluster.connect import cluster
+    from mvqkd.pipeline.run_config import ClusterConfig
+
     settings = {
         **s3_server.environment,
         "RAY_AUTH_MODE": "disabled",
@@ -60,7 +73,7 @@ def ray_session(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -
         "RAY_worker_niceness": "0",
         "OMP_NUM_THREADS": "1",
         # Workers import the classes of these tests by name.
-        "PYTHONPATH": os.pathsep.join(str(TESTS / folder) for folder in ("..", ".", "pipeline")),
+        "PYTHONPATH": os.pathsep.join(str(TESTS / folder) for folder in ("..", ".", "jobs")),
     }
     before = {key: os.environ.get(key) for key in settings}
     os.environ.update(settings)

@@ -7,7 +7,9 @@ import duckdb
 import pytest
 from tiny import make_run, run_tree
 
-from mvqkd.pipeline import stages
+from mvqkd.pipeline.stages.extract import extract_stage
+from mvqkd.pipeline.stages.fit import fit_stage
+from mvqkd.pipeline.stages.plan import plan_stage
 from mvqkd.storage.table import IndexTable
 
 pytestmark = [pytest.mark.integration, pytest.mark.shared]
@@ -30,6 +32,7 @@ def an4_part(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_real_speech_becomes_a_table(ray_session: None, shared: Path, an4_part: Path, tmp_path: Path) -> None:
     tree = run_tree(an4_part, shared / "teachers" / "whisper-base-encoder", tmp_path / "run")
     tree["teacher"]["layer"] = 3
+    tree["cluster"]["address"] = "local"
     tree["quantizer"] = {
         "num_codebooks": 4,
         "codebook_size": 256,
@@ -37,13 +40,13 @@ def test_real_speech_becomes_a_table(ray_session: None, shared: Path, an4_part: 
     }
     tree["extract"] = {"shard_hours": 0.01, "batch_seconds": 30.0}
     run = make_run(tree, tmp_path)
-    plan = stages.plan_stage(run)
+    plan = plan_stage(run)
     assert plan["train_refused"] == 0
     assert 50 <= plan["train_cuts"] <= 70
-    fit = stages.fit_stage(run)
+    fit = fit_stage(run)
     assert fit["dim"] == 512
     assert fit["valid_rrl"] < 0.6
-    summary = stages.extract_stage(run)
+    summary = extract_stage(run)
     assert (summary["shards_failed"], summary["utterances_left_out"]) == (0, 0)
     table = IndexTable.open(run.table)
     assert table.verify() == plan["train_cuts"]

@@ -1,0 +1,80 @@
+"""The table of figures that a run ends with."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+_LABELS = {"baseline": "WER without MVQ-KD", "mvqkd": "WER with MVQ-KD"}
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """What a newcomer wants to know, as a table on standard output."""
+    rows = [*_corpus_rows(report), *_size_rows(report["extract"]["table"])]
+    for name, student in report.get("students", {}).items():
+        if "score" in student:
+            rows.append((_LABELS.get(name, f"WER of {name}"), _score(student["score"])))
+    if report.get("relative_wer_reduction") is not None:
+        rows.append(("Relative reduction", f"{report['relative_wer_reduction']:.1%}"))
+    rows.append(("Table", report["extract"]["table_url"]))
+    shown = Table(show_header=False, title="MVQ-KD", title_justify="left")
+    shown.add_column(style="bold", no_wrap=True)
+    shown.add_column(overflow="fold")
+    for label, value in rows:
+        shown.add_row(label, value)
+    Console(highlight=False).print(shown)
+
+
+def _corpus_rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    plan, fit, extract = report["plan"], report["fit"], report["extract"]
+    table, speed = extract["table"], extract["speed"]
+    contract = table["contract"]
+    yield "Corpus", f"{plan['train_hours']:.2f} h train, {plan.get('test_hours', 0):.2f} h test"
+    teacher = f"{contract['teacher_name']}, layer {contract['layer']}, {contract['frame_rate_hz']:g} frames/s"
+    yield "Teacher", teacher
+    yield (
+        "Quantizer",
+        f"{fit['num_codebooks']} codebooks of {fit['codebook_size']}, {fit['bits_used_per_code']:.2f} bits used "
+        f"a code, RRL {fit['valid_rrl']:.3f} on {fit['valid_frames']} frames of other {fit['held_out']}",
+    )
+    yield "Index table", f"{table['rows']} utterances, {table['hours']:.2f} h, {table['shards']} shards"
+    refused = plan["train_refused"]
+    yield (
+        "Left out",
+        f"{refused} utterances refused by the plan, {extract['utterances_left_out']} by the workers, "
+        f"{extract['shards_failed']} shards",
+    )
+    if speed:
+        yield (
+            "Extraction",
+            f"real-time factor {speed['real_time_factor']:.4f} ({speed['times_real_time']:.0f} times real time), "
+            f"the last {speed['extracted_hours']:.2f} h",
+        )
+
+
+def _size_rows(table: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    if table["bytes_per_hour"] is None:
+        return  # an empty table
+    size = (
+        f"{_bytes(table['bytes_per_hour'])} ({table['bytes_per_index']:.3f} bytes per index, all columns in)"
+    )
+    yield "Bytes per hour", size
+    for dtype in ("float32", "float16"):
+        embeddings, times = table[f"{dtype}_bytes_per_hour"], table[f"{dtype}_times_as_much"]
+        yield f"  {dtype} embeddings", f"{_bytes(embeddings)}, {times:.0f} times as much"
+
+
+def _score(score: dict[str, Any]) -> str:
+    """Of which utterances it is stands beside it, since those left out are not in it."""
+    of = f"{score['utterances']} utterances" + (f", {score['hours']:.2f} h" if "hours" in score else "")
+    left_out = f"; {score['left_out']} left out" if score["left_out"] else ""
+    return f"{score['wer']:.2%} of {score['words']} words (CER {score['cer']:.2%}), {of}{left_out}"
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.2f} {unit}"
+        count /= 1000
+    raise AssertionError

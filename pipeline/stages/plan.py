@@ -1,0 +1,86 @@
+"""The plan stage: the corpus cut into shards, and what extraction will make of it."""
+
+import math
+from typing import Any
+
+from mvqkd.pipeline.run_folder import Part, Run
+from mvqkd.pipeline.show.progress import bar, say
+from mvqkd.workers.corpus.config import CorpusError
+from mvqkd.workers.plan import Plan, make_plan, read_plan
+
+TEACHER_FRAME_RATE_HZ = 50.0  # of nearly every teacher that is known; the table's contract has the exact one
+
+
+def plan_stage(run: Run) -> dict[str, Any]:
+    """Plan the train and the test part from the corpus as it is now; returns what extraction will cost."""
+    plan = _plan_part(run, "train")
+    summary = {
+        "train_cuts": plan.num_cuts,
+        "train_hours": plan.hours,
+        "train_refused": plan.num_refused,
+        "train_text_dropped": plan.num_text_dropped,
+        "shards": len(plan.shards),
+        "shard_hours": run.config.extract.shard_hours,
+        "index_bytes": round(plan.hours * 3600 * TEACHER_FRAME_RATE_HZ * run.config.quantizer.num_codebooks),
+    }
+    if run.config.corpus.test is not None:
+        test = _plan_part(run, "test")
+        summary |= {
+            "test_cuts": test.num_cuts,
+            "test_hours": test.hours,
+            "test_refused": test.num_refused,
+            "test_text_dropped": test.num_text_dropped,
+        }
+    run.reports.write("plan", summary)
+    return summary
+
+
+def need_plan(run: Run, part: Part) -> Plan:
+    """The plan of a part, made by an earlier stage or now.
+
+    Raises:
+        CorpusError: the part is not named in the run file.
+    """
+    if part == "test" and run.config.corpus.test is None:
+        raise CorpusError("corpus.test is not set in the run file, so there is nothing to decode")
+    existing = read_plan(run.plan(part))
+    if existing is not None and existing.made_with(_settings(run, part)):
+        return existing
+    return _plan_part(run, part)
+
+
+def _settings(run: Run, part: Part) -> dict[str, object]:
+    """What a plan depends on, beyond the corpus itself. Where the corpus lies is not what it is."""
+    other = "test" if part == "train" else "train"
+    return {
+        "corpus": run.config.corpus.model_dump(exclude={other, "root"}),
+        "part": part,
+        "shard_hours": run.config.extract.shard_hours,
+    }
+
+
+def _plan_part(run: Run, part: Part) -> Plan:
+    from mvqkd.workers.corpus.corpus import Corpus
+    from mvqkd.workers.teacher import teacher_sample_rate_hz
+
+    config = run.config
+    corpus = Corpus(
+        config.corpus,
+        sample_rate_hz=teacher_sample_rate_hz(config.teacher, options=config.storage.options),
+        options=config.storage.options,
+    )
+    with bar(f"plan {part}", total=math.inf, unit="cuts") as progress:
+        plan = make_plan(
+            corpus.cuts(part),
+            run.plan(part),
+            shard_hours=config.extract.shard_hours,
+            settings=_settings(run, part),
+            progress=lambda cuts, hours: progress.update(cuts, hours=hours),
+        )
+    if plan.num_refused:
+        where = run.plan(part).full_url("refused.jsonl")
+        say(f"{plan.num_refused} utterances of {part} are left out, see {where}")
+    if plan.num_text_dropped:
+        where = run.plan(part).full_url("text_dropped.jsonl")
+        say(f"{plan.num_text_dropped} utterances of {part} go without their text, see {where}")
+    return plan

@@ -1,0 +1,116 @@
+"""The distill stage, in this process: damaged tables and students, overtaking, resuming, side by side."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from tiny import Done, copy_of, make_run, run_tree
+
+from mvqkd.pipeline.cluster.pool import PoolHere
+from mvqkd.pipeline.errors import StageError
+from mvqkd.pipeline.stages.decode import decode_stage
+from mvqkd.pipeline.stages.distill import distill_stage
+from mvqkd.storage.errors import TableError
+from mvqkd.workers.distill.trainer import StudentTrainer
+
+pytestmark = pytest.mark.integration
+
+
+def test_a_truncated_table_file_is_named(done: Done, tmp_path: Path) -> None:
+    run = make_run(copy_of(done, tmp_path, "plan", "quantizer", "table"), tmp_path)
+    victim = next(iter(sorted((tmp_path / "run/table").glob("shard-*.parquet"))))
+    victim.write_bytes(victim.read_bytes()[:-100])
+    with pytest.raises(TableError, match=victim.name):
+        distill_stage(run)
+
+
+def test_more_workers_than_there_is_room_for(done: Done, tmp_path: Path) -> None:
+    run = make_run(copy_of(done, tmp_path, "quantizer", "table"), tmp_path, "distill.workers=64")
+    with pytest.raises(StageError, match=r"distill\.workers 64"):
+        distill_stage(run)
+
+
+def test_a_damaged_student_is_trained_again(done: Done, tmp_path: Path) -> None:
+    run = make_run(copy_of(done, tmp_path, "plan", "quantizer", "table", "students"), tmp_path)
+    weights = tmp_path / "run/students/mvqkd/student.safetensors"
+    whole_bytes = weights.read_bytes()
+    weights.write_bytes(whole_bytes[:-10])
+    with pytest.raises(StageError, match="another file"):
+        decode_stage(run)
+    distill_stage(run)
+    assert weights.read_bytes() == whole_bytes
+
+
+def test_a_training_that_was_overtaken_says_so(
+    done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(
+        copy_of(done, tmp_path, "plan", "quantizer", "table", "students"), tmp_path, "distill.seed=7"
+    )
+    # What lies there at the end is the student of another seed.
+    monkeypatch.setattr(PoolHere, "train", lambda *_, **__: None)
+    with pytest.raises(StageError, match=r"another training.*storage\.root of its own"):
+        distill_stage(run)
+
+
+def test_before_its_time_it_says_what_to_run(corpus_root: Path, teacher_path: Path, tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="mvqkd extract"):
+        distill_stage(make_run(run_tree(corpus_root, teacher_path, tmp_path / "run"), tmp_path))
+
+
+def test_an_interrupted_training_goes_on_where_it_stopped(
+    done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = copy_of(done, tmp_path, "plan", "quantizer", "table")
+    settings = ("distill.epochs=6", "distill.checkpoint_steps=2", "distill.loss_scale=0.2")
+    run = make_run(tree, tmp_path, *settings)
+    step, steps = StudentTrainer._train_step, []
+
+    def break_off(trainer: StudentTrainer, batch: object) -> object:
+        steps.append(trainer.step)
+        if trainer.step == 5:
+            raise KeyboardInterrupt
+        return step(trainer, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StudentTrainer, "_train_step", break_off)
+        with pytest.raises(KeyboardInterrupt):
+            distill_stage(run)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            StudentTrainer,
+            "_train_step",
+            lambda trainer, batch: steps.append(trainer.step) or step(trainer, batch),
+        )
+        distill_stage(run)
+    assert steps[:8] == [0, 1, 2, 3, 4, 5, 4, 5]
+    elsewhere = (f"storage.root={tmp_path}/other", f"table.path={tmp_path}/run/table")
+    undisturbed = make_run(tree, tmp_path, *settings, *elsewhere)
+    distill_stage(undisturbed)
+    weights = [
+        (tmp_path / folder / "students/mvqkd/student.safetensors").read_bytes() for folder in ("run", "other")
+    ]
+    assert weights[0] == weights[1]
+
+
+def test_two_side_by_side_lose_nothing_of_each_other(done: Done, tmp_path: Path) -> None:
+    """Two processes of `mvqkd distill` on one run, one for each student."""
+    import subprocess
+    import sys
+
+    from tiny import write_run_file
+
+    run_file = write_run_file(copy_of(done, tmp_path, "plan", "quantizer", "table"), tmp_path)
+
+    def train(name: str) -> dict[str, object]:
+        command = [sys.executable, "-m", "mvqkd", "distill", str(run_file), "--student", name, "--json"]
+        return json.loads(subprocess.run(command, check=True, capture_output=True).stdout.splitlines()[-1])
+
+    with ThreadPoolExecutor(2) as pool:
+        summaries = dict(zip(("baseline", "mvqkd"), pool.map(train, ("baseline", "mvqkd")), strict=True))
+    report = json.loads((tmp_path / "run/report.json").read_text())
+    for name, summary in summaries.items():
+        student = dict(report["students"][name])
+        assert student.pop("curve")[-1]["step"] == summary["steps"]
+        assert student == summary

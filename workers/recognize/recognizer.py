@@ -1,0 +1,157 @@
+"""Recognizing a test part with a trained student."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jiwer
+import torch
+from lhotse import MonoCut
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from mvqkd.models.students.base import Student
+from mvqkd.models.students.units import Units
+from mvqkd.storage.location import Location
+from mvqkd.workers.audio import AudioLoader
+from mvqkd.workers.cuts import UtteranceError, speaker_of, text_of, text_problem
+from mvqkd.workers.decode_ahead import decoded_batches, length_sorted_batches
+from mvqkd.workers.distill.student_record import load_student
+from mvqkd.workers.plan import Shard, read_shard_cuts
+from mvqkd.workers.recognize.score import NotRecognized, Recognized
+from mvqkd.workers.teacher import choose_device
+
+DECODE_THREADS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecognizeSettings:
+    """What a `ShardRecognizer` is built from, in the process where it works.
+
+    Attributes:
+        student: folder of the trained one.
+        plan: folder of the test part's plan.
+        root, options: where audio lies.
+        batch_seconds: upper bound of a padded batch.
+        threads: of torch.
+        use_gpu: whether the worker has one.
+    """
+
+    student: Location
+    plan: Location
+    root: str | None
+    options: Mapping[str, str]
+    batch_seconds: float
+    threads: int
+    use_gpu: bool
+
+    def build(self) -> "ShardRecognizer":
+        """Load the student in this process."""
+        torch.set_num_threads(self.threads)
+        student, units, _ = load_student(self.student)
+        recognizer = Recognizer(
+            student.to(choose_device("auto" if self.use_gpu else "cpu")),
+            units,
+            loader=AudioLoader(student.frames.sample_rate_hz, s3=self.options, root=self.root),
+            batch_seconds=self.batch_seconds,
+        )
+        return ShardRecognizer(recognizer, self.plan)
+
+
+class ShardRecognizer:
+    """Recognizes planned shards.
+
+    Args:
+        recognizer: of cuts.
+        plan: folder of the plan.
+    """
+
+    def __init__(self, recognizer: "Recognizer", plan: Location) -> None:
+        self._recognizer, self._plan = recognizer, plan
+
+    def run(
+        self,
+        shard: Shard,
+        *,
+        last_attempt: bool = True,
+        note: Callable[[dict[str, Any]], None] = lambda _: None,
+    ) -> list[Recognized | NotRecognized]:
+        """One result for each cut of a shard; `note` is told the shard's `position` and its `done` utterances."""
+        results: list[Recognized | NotRecognized] = []
+        for result in self._recognizer(read_shard_cuts(self._plan, shard)):
+            results.append(result)
+            note({"position": shard.position, "done": len(results)})
+        return results
+
+
+class Recognizer:
+    """Greedy decoding of cuts.
+
+    Args:
+        student: trained, on its device.
+        units: its output units.
+        loader: audio at the student's rate.
+        batch_seconds: upper bound of a padded batch.
+    """
+
+    def __init__(
+        self, student: Student, units: Units, *, loader: AudioLoader, batch_seconds: float = 120.0
+    ) -> None:
+        self._student, self._units, self._loader = student.eval(), units, loader
+        self._batch_seconds = batch_seconds
+        self._device = next(student.parameters()).device
+
+    def __call__(self, cuts: Iterable[MonoCut]) -> Iterator[Recognized | NotRecognized]:
+        """One result for each cut, those with a transcript longest first."""
+        usable = []
+        for cut in cuts:
+            if text_of(cut) is None:
+                problem = (
+                    text_problem(cut) or "has no transcript to compare with; remove it from the test part"
+                )
+                yield NotRecognized(cut_id=cut.id, problem=problem, duration_s=cut.duration)
+            else:
+                usable.append(cut)
+        batches = length_sorted_batches(
+            usable, [cut.duration for cut in usable], batch_seconds=self._batch_seconds
+        )
+        loaded = decoded_batches(batches, self._features, threads=DECODE_THREADS)
+        for batch, results in zip(batches, loaded, strict=True):
+            good, features = [], []
+            for cut, result in zip(batch, results, strict=True):
+                if isinstance(result, UtteranceError):
+                    yield NotRecognized(cut_id=cut.id, problem=result.problem, duration_s=cut.duration)
+                else:
+                    good.append(cut)
+                    features.append(result.to(self._device))
+            if good:
+                lengths_B = torch.tensor([len(f) for f in features], device=self._device)
+                units = self._student.greedy(pad_sequence(features, batch_first=True), lengths_B)
+                yield from (_compare(cut, self._units.decode(u)) for cut, u in zip(good, units, strict=True))
+
+    def _features(self, cut: MonoCut) -> Tensor:
+        waveform_T = self._loader(cut)
+        min_samples = self._student.frames.min_samples
+        if waveform_T.numel() < min_samples:
+            raise UtteranceError(
+                cut.id,
+                f"{waveform_T.numel()} samples are too few for one frame of the student ({min_samples}); remove "
+                "it from the test part",
+            )
+        return self._student.features(waveform_T)
+
+
+def _compare(cut: MonoCut, hypothesis: str) -> Recognized:
+    reference, hypothesis = " ".join((text_of(cut) or "").split()), " ".join(hypothesis.split())
+    measured = jiwer.process_words(reference, hypothesis)
+    return Recognized(
+        cut_id=cut.id,
+        duration_s=cut.duration,
+        speaker=speaker_of(cut),
+        reference=reference,
+        hypothesis=hypothesis,
+        substitutions=measured.substitutions,
+        deletions=measured.deletions,
+        insertions=measured.insertions,
+        words=len(reference.split()),
+    )
