@@ -15,7 +15,7 @@ class TableContract:
     """Identity of the codes in an index table; two tables may be mixed only when all fields agree.
 
     Attributes:
-        schema_version: version of the row columns (`storage.schema`).
+        schema_version: version of the row columns (`storage.rows`).
         teacher_fingerprint: digest over the teacher's weights, configuration, layer, dtype, normalization.
         teacher_name: name for people.
         layer: number of transformer layers the embedding went through.

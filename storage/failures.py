@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from mvqkd.storage.errors import ObjectMissingError
 from mvqkd.storage.location import Location
-from mvqkd.storage.rows import open_parquet, read_columns, to_parquet
+from mvqkd.storage.parquet import open_parquet, read_columns, to_parquet
 
 FAILURES_FOLDER = "_failures"
 _SUFFIX = ".parquet"

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 from mvqkd.storage.contract import TableContract
 from mvqkd.storage.failures import FAILURES_FOLDER, read_failures
 from mvqkd.storage.location import Location
-from mvqkd.storage.rows import CODES_LEAF, read_columns, split_codes
+from mvqkd.storage.parquet import compressed_bytes, read_columns
+from mvqkd.storage.payloads import CODES, STORED, split_codes
 from mvqkd.storage.table import IndexTable
 
 _COLUMNS = ("cut_id", "duration", "num_frames", "rrl", "speaker", "codes")
@@ -90,7 +91,7 @@ class _Totals:
         self.duration_s += float(durations.sum())
         self.rrl += float(rrl.sum())
         self.weighted_rrl += float(rrl @ num_frames)
-        self.codes_bytes += _codes_bytes(file.metadata)
+        self.codes_bytes += compressed_bytes(file.metadata, STORED[CODES].leaf)
         if table.num_rows:
             row = int(rrl.argmax())
             worst = (float(rrl[row]), table["cut_id"][row].as_py())
@@ -152,15 +153,6 @@ def inspect_table(location: Location, *, embedding_dim: int | None = None) -> Ta
         float32_bytes_per_hour=None if float16 is None else 2 * float16,
         float16_bytes_per_hour=float16,
     )
-
-
-def _codes_bytes(metadata: pq.FileMetaData) -> int:
-    total = 0
-    for group in range(metadata.num_row_groups):
-        row_group = metadata.row_group(group)
-        chunks = [row_group.column(index) for index in range(row_group.num_columns)]
-        total += sum(chunk.total_compressed_size for chunk in chunks if chunk.path_in_schema == CODES_LEAF)
-    return total
 
 
 def _entropy_bits(counts_K: np.ndarray) -> float:

@@ -12,20 +12,17 @@ import pyarrow.parquet as pq
 from mvqkd.storage.contract import TableContract
 from mvqkd.storage.errors import ContractError, ObjectMissingError, StaleCodesError, TableError
 from mvqkd.storage.location import Location
-from mvqkd.storage.rows import (
+from mvqkd.storage.parquet import (
     CONTRACT_KEY,
     EXTRACT_AGAIN,
-    IndexRow,
-    arrow_to_rows,
     damaged,
     open_parquet,
     read_columns,
-    rows_to_arrow,
-    split_codes,
     stored_contract,
-    table_schema,
     to_parquet,
 )
+from mvqkd.storage.payloads import CODES, checked_codes
+from mvqkd.storage.rows import IndexRow, arrow_to_rows, rows_to_arrow, table_schema
 
 if TYPE_CHECKING:
     import pyarrow.dataset
@@ -193,11 +190,8 @@ class IndexTable:
     def _verify_shard(self, name: str) -> int:
         where = self._url(name)
         table = self.read_shard(name)
-        codes_FN, offsets = split_codes(table["codes"])
-        if (offsets[1:] - offsets[:-1] != table["num_frames"].to_numpy()).any():
-            raise TableError(f"{where}: num_frames differ from the codes; {EXTRACT_AGAIN}")
-        if codes_FN.size and codes_FN.max() >= self.contract.codebook_size:
-            raise TableError(f"{where}: codes outside the codebooks; {EXTRACT_AGAIN}")
+        num_frames = table["num_frames"].to_numpy()
+        checked_codes(table[CODES], num_frames, self.contract, where=where, remedy=EXTRACT_AGAIN)
         return table.num_rows
 
     def _url(self, name: str) -> str:

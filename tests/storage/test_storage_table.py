@@ -12,7 +12,8 @@ import pytest
 
 from mvqkd.storage.errors import ContractError, StaleCodesError, StorageError, TableError
 from mvqkd.storage.location import open_location
-from mvqkd.storage.rows import COLUMNS, CONTRACT_KEY, to_parquet
+from mvqkd.storage.parquet import CONTRACT_KEY, to_parquet
+from mvqkd.storage.rows import COLUMNS
 from mvqkd.storage.table import IndexTable, check_row_matches
 
 
