@@ -148,17 +148,12 @@ class IndexTable:
         """
         # Imports pandas where there is one, seconds that extraction and training do not need.
         import pyarrow.dataset as pads
-        import pyarrow.fs as pafs
 
         names = sorted(self.committed())
-        if self.location.is_local:
-            filesystem = pafs.LocalFileSystem()
-        else:
-            filesystem = pafs.PyFileSystem(pafs.FSSpecHandler(self.location.filesystem))
         dataset = pads.dataset(
             [self.location.full_path(self.shard_path(name)) for name in names],
             schema=table_schema(self.contract.num_codebooks),
-            filesystem=filesystem,
+            filesystem=self.location.arrow_filesystem(),
             format="parquet",
         )
         for name, fragment in zip(names, dataset.get_fragments(), strict=True):
