@@ -2,7 +2,7 @@
 
 import io
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,8 +23,11 @@ _ENDING_BYTES = 8  # length of the footer, then the magic
 _DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError, MemoryError, OverflowError)
 
 
-def to_parquet(table: pa.Table, metadata: Mapping[bytes, str]) -> bytes:
-    """One Parquet file with one row group, deterministic, `metadata` as key-value pairs of its footer."""
+def to_parquet(table: pa.Table, metadata: Mapping[bytes, str | Callable[[int], str]]) -> bytes:
+    """One Parquet file with one row group, deterministic, `metadata` as key-value pairs of its footer.
+
+    A value may be a function of the byte where the pages end (`end_of_pages`), which depends on the table's content.
+    """
     names = table.schema.names
     payloads = {name: STORED[name] for name in names if name in STORED}
     sink = pa.BufferOutputStream()
@@ -46,7 +49,11 @@ def to_parquet(table: pa.Table, metadata: Mapping[bytes, str]) -> bytes:
     ) as writer:
         writer.write_table(table, row_group_size=max(1, table.num_rows))
         # Into the footer only: in the schema it would be stored a second time, base64-coded.
-        writer.add_key_value_metadata({key.decode(): value for key, value in metadata.items()})
+        pairs = {
+            key.decode(): value if isinstance(value, str) else value(sink.tell())
+            for key, value in metadata.items()
+        }
+        writer.add_key_value_metadata(pairs)
     return sink.getvalue().to_pybytes()
 
 
@@ -70,11 +77,20 @@ def open_parquet(source: bytes | io.RawIOBase, *, where: str) -> pq.ParquetFile:
         raise damaged(where, error) from error
 
 
+def columns_of(file: pq.ParquetFile, *, where: str) -> pa.Schema:
+    """The file's columns as Arrow types. Raises `TableError`, naming `where`, for a damaged footer."""
+    try:
+        return file.schema_arrow
+    except _DAMAGE as error:
+        raise damaged(where, error) from error
+
+
 def read_columns(file: pq.ParquetFile, columns: Sequence[str] | None, *, where: str) -> pa.Table:
     """Some or all columns. Raises `TableError`, naming `where`, for damaged pages or unknown columns."""
-    unknown = sorted(set(columns or ()) - set(file.schema_arrow.names))
+    names = columns_of(file, where=where).names
+    unknown = sorted(set(columns or ()) - set(names))
     if unknown:
-        raise TableError(f"{where}: no columns {unknown}; it has {file.schema_arrow.names}")
+        raise TableError(f"{where}: no columns {unknown}; it has {names}")
     try:
         return file.read(columns=list(columns) if columns is not None else None)
     except _DAMAGE as error:
@@ -94,11 +110,16 @@ def stored_contract(metadata: Mapping[bytes, bytes] | None, *, where: str) -> Ta
     return TableContract.from_json(text.decode(errors="replace"), where=where)
 
 
-def compressed_bytes(metadata: pq.FileMetaData, leaf: str) -> int:
-    """What a leaf column takes in the file."""
+def compressed_bytes(metadata: pq.FileMetaData, leaf: str | None = None) -> int:
+    """What a leaf column, or all of them, takes in the file."""
     groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
     chunks = [group.column(index) for group in groups for index in range(group.num_columns)]
-    return sum(chunk.total_compressed_size for chunk in chunks if chunk.path_in_schema == leaf)
+    return sum(chunk.total_compressed_size for chunk in chunks if leaf in {None, chunk.path_in_schema})
+
+
+def end_of_pages(metadata: pq.FileMetaData) -> int:
+    """The byte where the pages of a file of ours end: they follow the magic without gaps."""
+    return len(_MAGIC) + compressed_bytes(metadata)
 
 
 def _ending(source: io.RawIOBase, *, where: str) -> bytes:
