@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from mvqkd.storage.contract import TableContract
-from mvqkd.storage.errors import TableError
+from mvqkd.storage.errors import StaleCodesError, TableError
 from mvqkd.storage.payloads import CODES, check_codes, codes_column, codes_type, split_codes
 
 
@@ -41,6 +41,9 @@ class IndexRow(TypedDict):
 
 
 COLUMNS = tuple(IndexRow.__annotations__)
+# Shorter than one sample at 48 kHz, longer than what a decimal round trip of a manifest changes.
+_TIME_TOLERANCE_S = 1e-5
+_SPEED_TOLERANCE = 1e-6
 _INTEGER_LIMITS = {"channel": 2**31, "num_samples": 2**63, "num_frames": 2**31}
 _REALS = ("start", "duration", "speed", "rrl")
 _TEXTS = {"cut_id": False, "recording_id": False, "cut": False, "speaker": True, "text": True}
@@ -100,6 +103,41 @@ def arrow_to_rows(table: pa.Table) -> Iterator[dict[str, Any]]:
         if codes is not None:
             row["codes"] = codes[0][codes[1][index] : codes[1][index + 1]]
         yield row
+
+
+def check_row_matches(
+    row: Mapping[str, Any],
+    *,
+    recording_id: str,
+    channel: int,
+    start: float,
+    duration: float,
+    speed: float,
+    num_samples: int,
+) -> None:
+    """Check that audio about to be paired with a row's codes is the audio the codes were computed from.
+
+    Args:
+        row: of an index table, with at least `cut_id` and the key columns.
+        recording_id, channel: the audio's source.
+        start, duration: seconds in the recording.
+        speed: perturbation factor, 1.0 when there is none.
+        num_samples: at the teacher's sample rate, after any perturbation.
+
+    Raises:
+        StaleCodesError: names the cut, the first differing field and both values.
+    """
+    now = {"recording_id": recording_id, "channel": channel, "speed": speed, "start": start,
+           "duration": duration, "num_samples": num_samples}  # fmt: skip
+    tolerances = {"speed": _SPEED_TOLERANCE, "start": _TIME_TOLERANCE_S, "duration": _TIME_TOLERANCE_S}
+    for key, value in now.items():
+        then = row[key]
+        same = abs(then - value) <= tolerances[key] if key in tolerances else then == value
+        if not same:
+            raise StaleCodesError(
+                f"cut {row['cut_id']!r}: {key} is {value!r} now, but was {then!r} when its codes were made; "
+                "train on the cuts of the table, or perturb and trim before extraction and extract again"
+            )
 
 
 def _check_row(row: Mapping[str, Any], contract: TableContract) -> None:

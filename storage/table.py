@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mvqkd.storage.contract import TableContract
-from mvqkd.storage.errors import ContractError, ObjectMissingError, StaleCodesError, TableError
+from mvqkd.storage.errors import ContractError, ObjectMissingError, TableError
 from mvqkd.storage.location import Location
 from mvqkd.storage.parquet import (
     CONTRACT_KEY,
@@ -27,7 +27,7 @@ from mvqkd.storage.parquet import (
     to_parquet,
 )
 from mvqkd.storage.payloads import CODES, STORED
-from mvqkd.storage.rows import IndexRow, arrow_to_rows, rows_to_arrow, table_schema
+from mvqkd.storage.rows import IndexRow, arrow_to_rows, check_row_matches, rows_to_arrow, table_schema
 from mvqkd.storage.shard_summary import (
     SUMMARY_COLUMNS,
     SUMMARY_KEY,
@@ -37,15 +37,13 @@ from mvqkd.storage.shard_summary import (
     footer_values,
     summarize_rows,
 )
+from mvqkd.storage.strict_json import parse_json
 
 if TYPE_CHECKING:
     import pyarrow.dataset
 
 TABLE_FILE = "table.json"
 SHARD_SUFFIX = ".parquet"
-# Shorter than one sample at 48 kHz, longer than what a decimal round trip of a manifest changes.
-_TIME_TOLERANCE_S = 1e-5
-_SPEED_TOLERANCE = 1e-6
 _MAX_NAMED_PROBLEMS = 20
 
 
@@ -85,16 +83,21 @@ class IndexTable:
         """Open a table. Raises `TableError` when there is none, `ContractError` for a bad contract."""
         where = location.full_url(TABLE_FILE)
         try:
-            content = json.loads(location.read_bytes(TABLE_FILE))
+            data = location.read_bytes(TABLE_FILE)
         except ObjectMissingError as error:
             raise TableError(f"{where}: no index table here; check the url or run extract first") from error
+        try:
+            content = parse_json(data)
         except ValueError as error:
-            if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
-                raise TableError(f"{where}: not JSON ({error}); delete it and run extract again") from error
-            raise
+            raise TableError(f"{where}: not JSON ({error}); delete it and run extract again") from error
         if not isinstance(content, dict) or "contract" not in content:
             raise ContractError(f"{where}: holds no table contract; delete it and run extract again")
         contract = TableContract.from_json(json.dumps(content["contract"]), where=where)
+        if content.get("contract_sha256", contract.digest()) != contract.digest():
+            raise ContractError(
+                f"{where}: the contract was changed after it was written (contract_sha256 is of another one); "
+                "take back the change, or delete the file and run extract again"
+            )
         return cls(location=location, contract=contract)
 
     def shard_path(self, name: str) -> str:
@@ -267,36 +270,4 @@ def shard_names(sizes: Mapping[str, int]) -> list[str]:
     return sorted(name.removesuffix(SHARD_SUFFIX) for name in names)
 
 
-def check_row_matches(
-    row: Mapping[str, Any],
-    *,
-    recording_id: str,
-    channel: int,
-    start: float,
-    duration: float,
-    speed: float,
-    num_samples: int,
-) -> None:
-    """Check that audio about to be paired with a row's codes is the audio the codes were computed from.
-
-    Args:
-        row: of an index table, with at least `cut_id` and the key columns.
-        recording_id, channel: the audio's source.
-        start, duration: seconds in the recording.
-        speed: perturbation factor, 1.0 when there is none.
-        num_samples: at the teacher's sample rate, after any perturbation.
-
-    Raises:
-        StaleCodesError: names the cut, the first differing field and both values.
-    """
-    now = {"recording_id": recording_id, "channel": channel, "speed": speed, "start": start,
-           "duration": duration, "num_samples": num_samples}  # fmt: skip
-    tolerances = {"speed": _SPEED_TOLERANCE, "start": _TIME_TOLERANCE_S, "duration": _TIME_TOLERANCE_S}
-    for key, value in now.items():
-        then = row[key]
-        same = abs(then - value) <= tolerances[key] if key in tolerances else then == value
-        if not same:
-            raise StaleCodesError(
-                f"cut {row['cut_id']!r}: {key} is {value!r} now, but was {then!r} when its codes were made; "
-                "train on the cuts of the table, or perturb and trim before extraction and extract again"
-            )
+__all__ = ["IndexTable", "WrittenShard", "check_row_matches", "shard_names"]
