@@ -9,8 +9,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from mvqkd.storage.errors import ArtifactError, ObjectMissingError
+from mvqkd.storage.errors import ArtifactError, ObjectMissingError, StorageError
 from mvqkd.storage.location import Location
+from mvqkd.storage.strict_json import parse_json
 
 _DIGEST_KEY = "safetensors_sha256"
 
@@ -55,19 +56,27 @@ def load_artifact(location: Location, name: str) -> tuple[dict[str, np.ndarray],
         StorageError: the place refused to be read.
     """
     where = location.full_url(f"{name}.safetensors")
+    metadata, digest = _read_metadata(location, name)
     try:
-        metadata = read_json(location, f"{name}.json")
         data = location.read_bytes(f"{name}.safetensors")
     except ObjectMissingError as error:
-        raise ArtifactError(f"{error.url}: missing; make artifact {name!r} again") from error
-    if not isinstance(metadata, dict) or _DIGEST_KEY not in metadata:
-        raise ArtifactError(f"{location.full_url(name)}.json: not of an artifact; make it again")
-    if hashlib.sha256(data).hexdigest() != metadata.pop(_DIGEST_KEY):
+        raise _missing(error, name) from error
+    if hashlib.sha256(data).hexdigest() != digest:
         raise ArtifactError(f"{where}: {name}.json is of another file (SHA-256); make it again")
     try:
         return safetensors.numpy.load(data), metadata
     except safetensors.SafetensorError as error:
         raise ArtifactError(f"{where}: not a safetensors file ({error}); make the artifact again") from error
+
+
+def load_metadata(location: Location, name: str) -> dict[str, Any]:
+    """The metadata of an artifact as it was given to `save_artifact`; the tensors are not read.
+
+    Raises:
+        ArtifactError: missing, damaged, or no artifact's; whether the tensors belong to it, `load_artifact` says.
+        StorageError: the place refused to be read.
+    """
+    return _read_metadata(location, name)[0]
 
 
 def write_json(location: Location, path: str, value: Any) -> None:
@@ -76,11 +85,34 @@ def write_json(location: Location, path: str, value: Any) -> None:
 
 
 def read_json(location: Location, path: str) -> Any:
-    """The value of a JSON object. Raises `ObjectMissingError`, or `ArtifactError` when it is not JSON."""
+    """The value of a JSON object.
+
+    Raises:
+        ObjectMissingError: there is none.
+        ArtifactError: it is not JSON, or a key comes twice in it, or NaN; names it.
+    """
     try:
-        return json.loads(location.read_bytes(path).decode())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return parse_json(location.read_bytes(path))
+    except StorageError:
+        raise
+    except ValueError as error:
         raise ArtifactError(f"{location.full_url(path)}: not JSON ({error}); make it again") from error
+
+
+def _read_metadata(location: Location, name: str) -> tuple[dict[str, Any], str]:
+    """Metadata and the digest of the tensors."""
+    try:
+        metadata = read_json(location, f"{name}.json")
+    except ObjectMissingError as error:
+        raise _missing(error, name) from error
+    if not isinstance(metadata, dict) or not isinstance(metadata.get(_DIGEST_KEY), str):
+        raise ArtifactError(f"{location.full_url(name)}.json: not of an artifact; make it again")
+    digest = metadata.pop(_DIGEST_KEY)
+    return metadata, digest
+
+
+def _missing(error: ObjectMissingError, name: str) -> ArtifactError:
+    return ArtifactError(f"{error.url}: missing; make artifact {name!r} again")
 
 
 def _to_json(where: str, value: Any) -> bytes:

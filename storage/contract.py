@@ -1,11 +1,11 @@
 """What a table's codes mean: the teacher, layer and quantizer that made them, the time of each frame."""
 
 import hashlib
-import json
 import math
 from dataclasses import asdict, dataclass, fields
 
 from mvqkd.storage.errors import ContractError
+from mvqkd.storage.strict_json import canonical_json, parse_json
 
 SCHEMA_VERSION = 1
 
@@ -15,7 +15,7 @@ class TableContract:
     """Identity of the codes in an index table; two tables may be mixed only when all fields agree.
 
     Attributes:
-        schema_version: version of the row columns (`storage.schema`).
+        schema_version: version of the row columns (`storage.rows`).
         teacher_fingerprint: digest over the teacher's weights, configuration, layer, dtype, normalization.
         teacher_name: name for people.
         layer: number of transformer layers the embedding went through.
@@ -68,14 +68,14 @@ class TableContract:
 
     def to_json(self) -> str:
         """One line of JSON, the same for equal contracts."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        return canonical_json(asdict(self))
 
     @classmethod
     def from_json(cls, text: str, *, where: str = "table contract") -> "TableContract":
         """The contract written by `to_json`. Raises `ContractError`, naming `where`, for anything else."""
         try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
+            values = parse_json(text)
+        except ValueError as error:
             raise ContractError(f"{where}: the table contract is not JSON ({error})") from error
         names = {item.name for item in fields(cls)}
         if not isinstance(values, dict) or set(values) != names:
@@ -84,7 +84,16 @@ class TableContract:
                 f"{where}: the table contract has the fields {found}, not {sorted(names)}; "
                 "it was written by another version of this program: use that one, or extract again"
             )
-        return cls(**values)
+        try:
+            contract = cls(**values)
+        except ContractError as error:
+            raise ContractError(f"{where}: {error}; write the file again") from error
+        if contract.schema_version != SCHEMA_VERSION:
+            raise ContractError(
+                f"{where}: the columns are of version {contract.schema_version}, this program knows version "
+                f"{SCHEMA_VERSION}; use the program that wrote them, or extract again"
+            )
+        return contract
 
     def digest(self) -> str:
         """SHA-256 over the contract, hexadecimal."""

@@ -17,6 +17,14 @@ class ObjectMissingError(StorageError):
     """The object asked for does not exist."""
 
 
+class BucketMissingError(StorageError):
+    """The whole bucket does not exist: a wrong url, and no statement about one object."""
+
+
+class ObjectTooShortError(StorageError):
+    """The object ends before the range of bytes that was asked for."""
+
+
 class ContractError(ValueError):
     """Two things that must come from the same teacher and quantizer do not."""
 

@@ -6,12 +6,14 @@ rather than JSON lines, because the tools that query the index table then read i
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 
 import pyarrow as pa
 
-from mvqkd.storage.errors import ObjectMissingError
+from mvqkd.storage.errors import ObjectMissingError, TableError
 from mvqkd.storage.location import Location
-from mvqkd.storage.rows import open_parquet, read_columns, to_parquet
+from mvqkd.storage.parquet import open_parquet, read_columns, to_parquet
+from mvqkd.storage.threads import READING_THREADS, map_in_order
 
 FAILURES_FOLDER = "_failures"
 _SUFFIX = ".parquet"
@@ -75,14 +77,17 @@ def read_failures(table: Location) -> list[Failure]:
         TableError: a record is damaged; names it.
     """
     folder = table.join(FAILURES_FOLDER)
-    found: list[Failure] = []
-    for name in folder.list():
-        if name.endswith(_SUFFIX):
-            where = folder.full_url(name)
-            try:
-                data = folder.read_bytes(name)
-            except ObjectMissingError:
-                continue  # removed since the listing, by a worker that did the shard after all
-            records = read_columns(open_parquet(data, where=where), None, where=where)
-            found.extend(Failure(**record) for record in records.to_pylist())
-    return found
+
+    def read(name: str) -> list[Failure]:
+        where = folder.full_url(name)
+        try:
+            data = folder.read_bytes(name)
+        except ObjectMissingError:
+            return []  # removed since the listing, by a worker that did the shard after all
+        records = read_columns(open_parquet(data, where=where), None, where=where)
+        if records.schema != _SCHEMA:
+            raise TableError(f"{where}: not a record of failures; delete it")
+        return [Failure(**record) for record in records.to_pylist()]
+
+    names = [name for name in folder.list() if name.endswith(_SUFFIX)]
+    return list(chain.from_iterable(map_in_order(read, names, threads=READING_THREADS)))

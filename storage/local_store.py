@@ -1,18 +1,27 @@
 """Objects in a local folder, with the commit rule of an object store: whole or not there at all."""
 
 import errno
+import io
 import os
+import re
 import socket
+import stat
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import fsspec
 
-from mvqkd.storage.errors import ObjectMissingError, StorageError
+from mvqkd.storage.errors import ObjectMissingError, ObjectTooShortError, StorageError
 
 _TEMP_SUFFIX = ".tmp"
+# Name, host, process, thread: by these `sweep` tells a leftover from a write in progress.
+_TEMP_NAME = re.compile(r"\..+\.(?P<host>[^.]*)\.(?P<pid>\d{1,10})\.\d+" + re.escape(_TEMP_SUFFIX), re.DOTALL)
+_ABANDONED_S = 7 * 24 * 3600
+# So much of an object's name stands in that of its temporary, which is longer and must fit the file system too.
+_NAME_IN_TEMP = 40
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # Answers of file systems without hard links (FAT, some network mounts).
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
@@ -25,13 +34,50 @@ class LocalStore:
         self.filesystem = fsspec.filesystem("file")
 
     def exists(self, path: str) -> bool:
-        """Whether an object (a regular file) is there."""
-        return Path(path).is_file()
+        """Whether an object (a regular file) is there. Raises `StorageError` when that cannot be seen."""
+        try:
+            self.size(path)
+        except ObjectMissingError:
+            return False
+        except StorageError as error:
+            # A folder there, or a file above it, is no object either; what is closed to us may be one.
+            if isinstance(error.__cause__, IsADirectoryError | NotADirectoryError):
+                return False
+            raise
+        return True
+
+    def size(self, path: str) -> int:
+        """Bytes of the object. Raises `ObjectMissingError` or `StorageError`."""
+        with _translated(path):
+            status = Path(path).stat()
+            if not stat.S_ISREG(status.st_mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+            return status.st_size
 
     def read(self, path: str) -> bytes:
         """The whole object. Raises `ObjectMissingError` or `StorageError`."""
         with _translated(path):
             return Path(path).read_bytes()
+
+    def read_range(self, path: str, start: int, end: int) -> bytes:
+        """The bytes from `start` to `end` (exclusive).
+
+        Raises:
+            ObjectTooShortError: the object ends before; `ObjectMissingError` or `StorageError` for the rest.
+        """
+        with self.open(path) as file:
+            file.seek(start)
+            data = file.read(end - start) or b""
+        if len(data) != end - start:
+            raise ObjectTooShortError(
+                path, f"the file ends before byte {end}", "it was replaced by another one, or cut short"
+            )
+        return data
+
+    def open(self, path: str, *, head: int = 0, tail: int = 0) -> io.FileIO:
+        """The file itself, whose reads raise `StorageError`; `head` and `tail` are for stores far away."""
+        with _translated(path):
+            return _LocalFile(path)
 
     def write_once(self, path: str, data: bytes) -> bool:
         """Commit `data` under `path` unless something is committed there; True when this call did it."""
@@ -62,21 +108,27 @@ class LocalStore:
             Path(path).unlink(missing_ok=True)
 
     def sweep(self, path: str) -> int:
-        """Delete temporaries left in the folder by killed processes of this host; returns how many."""
+        """Delete temporaries in the folder whose writers are gone; returns how many.
+
+        Those of this host whose process has ended, and those of any host that nobody wrote to for a week.
+        """
         swept = 0
-        for temp in Path(path).glob(f".*{_TEMP_SUFFIX}") if Path(path).is_dir() else ():
-            fields = temp.name.split(".")
-            host, pid = fields[-4], fields[-3]
-            if host == _host() and pid.isdigit() and not _alive(int(pid)):
-                temp.unlink(missing_ok=True)
-                swept += 1
+        with _translated(path):
+            for temp in Path(path).glob(f".*{_TEMP_SUFFIX}") if Path(path).is_dir() else ():
+                match = _TEMP_NAME.fullmatch(temp.name)
+                if match and (
+                    (match["host"] == _host() and not _alive(int(match["pid"])))
+                    # Of a host or container that is gone for good. No write takes as long as that.
+                    or time.time() - _modified(temp) > _ABANDONED_S
+                ):
+                    temp.unlink(missing_ok=True)
+                    swept += 1
         return swept
 
     def _commit(self, path: str, data: bytes, publish: Callable[[Path, Path], bool]) -> bool:
         target = Path(path)
-        # Host and process in the name let `sweep` tell a leftover from a write in progress.
         unique = f"{_host()}.{os.getpid()}.{threading.get_ident()}"
-        temp = target.with_name(f".{target.name}.{unique}{_TEMP_SUFFIX}")
+        temp = target.with_name(f".{target.name[:_NAME_IN_TEMP]}.{unique}{_TEMP_SUFFIX}")
         with _translated(path):
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -89,6 +141,22 @@ class LocalStore:
                 temp.unlink(missing_ok=True)
             _sync_directory(target.parent)
         return published
+
+
+class _LocalFile(io.FileIO):
+    """A file open for reading, whose errors are `StorageError`s that name it."""
+
+    def readinto(self, buffer: bytearray | memoryview) -> int | None:  # type: ignore[override]
+        with _translated(str(self.name)):
+            return super().readinto(buffer)
+
+    def read(self, size: int | None = -1) -> bytes | None:  # type: ignore[override]
+        with _translated(str(self.name)):
+            return super().read(-1 if size is None else size)
+
+    def readall(self) -> bytes:
+        with _translated(str(self.name)):
+            return super().readall()
 
 
 def _publish_new(temp: Path, target: Path) -> bool:
@@ -120,7 +188,19 @@ def _sync_directory(path: Path) -> None:
 
 
 def _host() -> str:
-    return socket.gethostname().replace(".", "-")
+    """This host's name, and which of its process tables this is: containers may share the name, not the table."""
+    try:
+        processes = os.stat("/proc/self/ns/pid").st_ino  # noqa: PTH116 (no path of ours)
+    except OSError:
+        processes = 0  # not Linux
+    return f"{socket.gethostname().replace('.', '-').replace('/', '-')}-{processes}"
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return time.time()  # published or swept by another process in this moment
 
 
 def _alive(pid: int) -> bool:
@@ -152,6 +232,11 @@ def _translated(path: str) -> Iterator[None]:
         elif error.errno in {errno.ENOTDIR, errno.EISDIR, errno.EEXIST}:
             problem = f"a file stands where a folder is needed, or the reverse ({error.strerror})"
             remedy = "remove it or choose another path"
+        elif error.errno == errno.ENAMETOOLONG:
+            problem, remedy = (
+                f"the name is longer than the file system takes ({error.strerror})",
+                "shorten it",
+            )
         else:
             problem, remedy = f"input/output error ({error.strerror})", "check the disk, then run again"
         raise StorageError(path, problem, remedy) from error

@@ -1,20 +1,27 @@
 """Where objects live: one small interface over a local folder and an S3 prefix."""
 
+import io
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from mvqkd.storage.errors import StorageError
+from mvqkd.storage.errors import ObjectMissingError, StorageError
 from mvqkd.storage.local_store import LocalStore
 
 if TYPE_CHECKING:
+    import pyarrow.fs
+
     from mvqkd.storage.s3_store import S3Store
 
 _PUBLIC_OPTIONS = {"endpoint_url", "region", "anon"}
 _SECRET_OPTIONS = {"key", "secret", "token"}
+# A scheme begins with a letter, so a path that holds "://" somewhere behind a slash is none.
+_URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]*)://(?P<rest>.*)", re.DOTALL)
+_BUFFER_BYTES = 1 << 20
 
 # Stores of this process. The key holds the process id, so that a forked child opens its own (s3fs hangs over
 # a fork), and the AWS variables, so that a change of credentials takes effect.
@@ -53,6 +60,14 @@ class Location:
         """The fsspec file system of this process."""
         return self._store.filesystem
 
+    def arrow_filesystem(self) -> "pyarrow.fs.FileSystem":
+        """The Arrow file system of this process, which knows objects by `full_path`."""
+        import pyarrow.fs  # here, because it takes longer to import than a listing takes
+
+        if self.is_local:
+            return pyarrow.fs.LocalFileSystem()
+        return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self.filesystem))
+
     def join(self, *parts: str) -> "Location":
         """The location of a subfolder."""
         return Location(url=self.full_url("/".join(parts)), options=self.options, _secrets=self._secrets)
@@ -60,7 +75,7 @@ class Location:
     def full_url(self, path: str) -> str:
         """The url of an object, as error messages show it. Raises ValueError for paths that lead outside."""
         parts = path.split("/")
-        if any(part in {"", ".", ".."} for part in parts):
+        if any(part in {"", ".", ".."} or "\0" in part for part in parts):
             raise ValueError(f"{path!r} is not a relative object path; use names joined by '/', without '..'")
         return f"{self.url.rstrip('/')}/{path}"
 
@@ -72,9 +87,40 @@ class Location:
         """Whether an object is committed under `path`."""
         return self._store.exists(self.full_path(path))
 
+    def size(self, path: str) -> int:
+        """Bytes of the object. Raises `ObjectMissingError` when there is none, `StorageError` for the rest."""
+        return self._store.size(self.full_path(path))
+
     def read_bytes(self, path: str) -> bytes:
         """The whole object. Raises `ObjectMissingError` when there is none, `StorageError` for the rest."""
         return self._store.read(self.full_path(path))
+
+    def read_range(self, path: str, start: int, end: int) -> bytes:
+        """The bytes of the object from `start` to `end` (exclusive), by one request.
+
+        Raises:
+            ObjectTooShortError: the object ends before `end`.
+            ObjectMissingError, StorageError: as `read_bytes`.
+        """
+        return self._store.read_range(self.full_path(path), start, end)
+
+    def open(self, path: str) -> io.BufferedReader:
+        """The object as a binary file that can be sought in; in S3 by ranged reads of a MiB or more.
+
+        It stays the object that it was at the opening: one that is replaced then is not mixed with the new one.
+
+        Raises:
+            ObjectMissingError: there is none.
+            StorageError: it cannot be read, now or at any read of the file.
+        """
+        return io.BufferedReader(self._store.open(self.full_path(path), head=_BUFFER_BYTES), _BUFFER_BYTES)
+
+    def open_unbuffered(self, path: str, *, tail: int) -> io.RawIOBase:
+        """As `open`, but a read fetches what it asks for and no more.
+
+        In S3 the last `tail` bytes come with the opening, which is one request.
+        """
+        return self._store.open(self.full_path(path), tail=tail)
 
     def write_once(self, path: str, data: bytes) -> bool:
         """Commit a new object; an existing one is left alone. Returns whether this call committed it.
@@ -119,28 +165,29 @@ def open_location(url: str, *, options: Mapping[str, Any] | None = None) -> Loca
     """Name a folder of objects; nothing is contacted or created yet.
 
     Args:
-        url: a local folder (relative to the working directory or absolute), `file:///...` or
+        url: a local folder (relative to the working directory, absolute, or `~/...`), `file:///...` or
             `s3://bucket/prefix`.
         options: for S3: `endpoint_url`, `region`, `anon`; also `key`, `secret`, `token`, which stay in this
             process (never printed, pickled or stored). Without them the usual AWS environment variables and
             configuration files count.
 
     Raises:
-        ValueError: unknown option, unknown kind of url, or credentials inside an url.
+        ValueError: unknown option, unknown kind of url, an empty one, or credentials inside an url.
     """
     options = dict(options or {})
     unknown = sorted(set(options) - _PUBLIC_OPTIONS - _SECRET_OPTIONS)
     if unknown:
         known = ", ".join(sorted(_PUBLIC_OPTIONS | _SECRET_OPTIONS))
         raise ValueError(f"storage options: unknown {', '.join(unknown)}; known are {known}")
-    scheme, separator, rest = url.partition("://")
-    if not separator:
-        normal = os.path.abspath(os.path.expanduser(url))  # noqa: PTH100, PTH111 (symlinks stay as given)
-        return Location(url=normal)
+    match = _URL.fullmatch(url)
+    if match is None:
+        return Location(url=expand(url))
+    scheme, rest = match["scheme"], match["rest"]
     if scheme == "file":
-        if urlsplit(url).netloc not in {"", "localhost"}:
+        host, slash, path = rest.partition("/")
+        if host not in {"", "localhost"} or not slash:
             raise ValueError(f"{url}: a file url has three slashes; write file:///absolute/path")
-        return Location(url=str(Path(unquote(urlsplit(url).path)).absolute()))
+        return Location(url=expand("/" + unquote(path)))
     if scheme != "s3":
         raise ValueError(f"{url}: only local folders, file:// and s3:// are known")
     bucket, _, prefix = rest.strip("/").partition("/")
@@ -149,12 +196,68 @@ def open_location(url: str, *, options: Mapping[str, Any] | None = None) -> Loca
             "an S3 url is s3://bucket/prefix, and neither it nor endpoint_url may hold credentials; "
             "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead"
         )
+    if {".", ".."} & set(prefix.split("/")):
+        raise ValueError(f"{url}: '.' and '..' are no folders in S3; write the url without them")
     public = {name: value for name, value in options.items() if name in _PUBLIC_OPTIONS and value is not None}
     secrets = {
         name: value for name, value in options.items() if name in _SECRET_OPTIONS and value is not None
     }
     clean = "/".join(part for part in (bucket, *prefix.split("/")) if part)
     return Location(url=f"s3://{clean}", options=public, _secrets=secrets)
+
+
+def is_url(path: str) -> bool:
+    """Whether this names something by a scheme (`s3://`, `https://`) and not by a local path."""
+    return _URL.fullmatch(path) is not None
+
+
+def expand(path: str) -> str:
+    """A path that any process of this machine understands: absolute, `~` expanded; urls stay as they are.
+
+    Raises:
+        ValueError: an empty path, or `~name` without a user of that name.
+    """
+    if is_url(path):
+        return path
+    if not path or "\0" in path:
+        raise ValueError(f"{path!r} names no file or folder; give a path or an s3:// url")
+    home = os.path.expanduser(path)  # noqa: PTH111 (Path's own raises for some)
+    if home.startswith("~"):
+        user = home.partition("/")[0]
+        raise ValueError(
+            f"{path}: there is no user {user[1:]!r} here; write ./{user} for a folder of that name"
+        )
+    # "a/link/.." is what the system says it is, so it is not shortened.
+    return str(Path(home).absolute())
+
+
+def read_url(url: str, *, options: Mapping[str, Any] | None = None) -> bytes:
+    """The bytes of one file: a local path, `s3://`, or any other url that fsspec knows, such as `https://`.
+
+    Args:
+        url: of the file.
+        options: for `s3://`, as `open_location` takes them.
+
+    Raises:
+        ObjectMissingError: there is no such file.
+        StorageError: it cannot be read, or nothing is known of this kind of url.
+    """
+    if not is_url(url) or url.startswith("s3://"):
+        folder, _, name = expand(url).rpartition("/")
+        s3 = options if url.startswith("s3://") else None
+        return open_location(folder or "/", options=s3).read_bytes(name)
+    import aiohttp
+    import fsspec
+
+    try:
+        with fsspec.open(url, "rb") as file:
+            return file.read()
+    except FileNotFoundError as error:
+        raise ObjectMissingError(url, "there is no such file", "check the url") from error
+    # An unknown scheme is a ValueError, one whose library is missing an ImportError.
+    except (OSError, ValueError, ImportError, aiohttp.ClientError) as error:
+        problem = f"it cannot be read ({type(error).__name__}: {error})"
+        raise StorageError(url, problem, "check the url, the network and the server") from error
 
 
 def _new_s3_store(options: Mapping[str, Any]) -> "S3Store":
@@ -168,4 +271,4 @@ def _reopen(url: str, options: Mapping[str, Any]) -> Location:
     return Location(url=url, options=options)
 
 
-__all__ = ["Location", "StorageError", "open_location"]
+__all__ = ["Location", "StorageError", "expand", "is_url", "open_location", "read_url"]

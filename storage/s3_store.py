@@ -7,13 +7,18 @@ from typing import Any
 
 import botocore.exceptions  # type: ignore[import-untyped]
 import s3fs
+from fsspec.asyn import sync
+from s3fs.core import S3_RETRYABLE_ERRORS
 
-from mvqkd.storage.errors import ObjectMissingError, StorageError
+from mvqkd.storage.errors import BucketMissingError, ObjectMissingError, ObjectTooShortError, StorageError
+from mvqkd.storage.ranged_file import RangedFile
 
 _MAX_PUT_BYTES = 5 * 2**30
 _ATTEMPTS = 5
+_BROKEN_BODY_WAITS_S = (0.2, 1.0, 5.0)
 _CONFLICT_WAITS_S = (0.1, 0.3, 1.0, 3.0)
 _EXISTS_CODES = {"PreconditionFailed", "412"}
+_BEYOND_CODES = {"InvalidRange", "416"}
 _CONFLICT_CODES = {"ConditionalRequestConflict", "OperationAborted", "409"}
 _REFUSED_CODES = {
     "403", "401", "AccessDenied", "AllAccessDisabled", "ExpiredToken", "Forbidden", "InvalidAccessKeyId",
@@ -63,11 +68,64 @@ class S3Store:
             return False
         return True
 
+    def size(self, path: str) -> int:
+        """Bytes of the object. Raises `ObjectMissingError` or `StorageError`."""
+        bucket, key = _split(path)
+        with _translated(path):
+            return self.filesystem.call_s3("head_object", Bucket=bucket, Key=key)["ContentLength"]
+
     def read(self, path: str) -> bytes:
         """The whole object in one GET. Raises `ObjectMissingError` or `StorageError`."""
-        with _translated(path):
-            # One request instead of HEAD and ranges: one version of the object, and an error with its code.
-            return self.filesystem.cat_file(path, max_concurrency=1)
+        return self._get(path)[0]
+
+    def read_range(self, path: str, start: int, end: int, *, version: str | None = None) -> bytes:
+        """The bytes from `start` to `end` (exclusive) in one GET; of this version (an ETag) if one is named.
+
+        Raises:
+            ObjectTooShortError: the object ends before; `ObjectMissingError` or `StorageError` for the rest.
+        """
+        if start == end:
+            return b""
+        condition = {} if version is None else {"IfMatch": version}
+        try:
+            data, _ = self._get(path, Range=f"bytes={start}-{end - 1}", **condition)
+        except StorageError as error:
+            code = _error_code(error.__cause__)
+            if code in _BEYOND_CODES:
+                raise _too_short(path, end) from error
+            if code in _EXISTS_CODES:
+                raise StorageError(
+                    f"s3://{path}", "it was replaced while it was read", "run the same command again"
+                ) from error
+            raise
+        if len(data) != end - start:
+            raise _too_short(path, end)
+        return data
+
+    def open(self, path: str, *, head: int = 0, tail: int = 0) -> RangedFile:
+        """A file whose reads are ranged GETs of one version of the object.
+
+        Args:
+            path: the object.
+            head, tail: one of them: how many bytes of the start, or of the end, come with the opening.
+
+        Raises:
+            ObjectMissingError, StorageError: now or at any read.
+        """
+        try:
+            data, answer = self._get(path, Range=f"bytes=-{tail}" if tail else f"bytes=0-{head - 1}")
+        except StorageError as error:
+            if _error_code(error.__cause__) not in _BEYOND_CODES:
+                raise
+            data, answer = b"", {}  # no range of an empty object can be had
+        # "bytes 0-99/1234"; a server without ranges sends the whole and no such header.
+        size = int(answer.get("ContentRange", f"/{len(data)}").rpartition("/")[2])
+        version = answer.get("ETag")
+        return RangedFile(
+            lambda start, end: self.read_range(path, start, end, version=version),
+            size,
+            kept=(size - len(data) if tail else 0, data),
+        )
 
     def write_once(self, path: str, data: bytes) -> bool:
         """PUT with `If-None-Match: *`: commits unless something is committed; True when this call did it."""
@@ -117,6 +175,24 @@ class S3Store:
         """Nothing to do: an interrupted PUT leaves nothing behind."""
         return 0
 
+    def _get(self, path: str, **request: str) -> tuple[bytes, dict[str, Any]]:
+        """Bytes and headers of one GET, so that all bytes are of one version of the object."""
+        bucket, key = _split(path)
+        with _translated(path):
+            for wait_s in (*_BROKEN_BODY_WAITS_S, None):
+                answer = self.filesystem.call_s3("get_object", Bucket=bucket, Key=key, **request)
+                body = answer.pop("Body")
+                try:
+                    return sync(self.filesystem.loop, body.read), answer
+                # call_s3 asks again when a request fails, but does not see a body that breaks off.
+                except S3_RETRYABLE_ERRORS:
+                    if wait_s is None:
+                        raise
+                    time.sleep(wait_s)
+                finally:
+                    body.close()
+        raise AssertionError("unreachable")
+
     def _put(self, path: str, data: bytes, **conditions: str) -> None:
         if len(data) > _MAX_PUT_BYTES:
             raise StorageError(
@@ -129,6 +205,12 @@ class S3Store:
 def _split(path: str) -> tuple[str, str]:
     bucket, _, key = path.partition("/")
     return bucket, key
+
+
+def _too_short(path: str, end: int) -> ObjectTooShortError:
+    return ObjectTooShortError(
+        f"s3://{path}", f"the object ends before byte {end}", "it was replaced by another one, or cut short"
+    )
 
 
 def _error_code(error: BaseException | None) -> str:
@@ -151,11 +233,16 @@ def _translated(path: str) -> Iterator[None]:
         raise StorageError(
             url, "no credentials found", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in this process"
         ) from error
-    except (OSError, botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError) as error:
+    except (
+        OSError,
+        botocore.exceptions.ClientError,
+        botocore.exceptions.BotoCoreError,
+        *S3_RETRYABLE_ERRORS,
+    ) as error:
         code = _error_code(error)
         if code == "NoSuchBucket":
             bucket = _split(path)[0]
-            raise StorageError(
+            raise BucketMissingError(
                 url, f"bucket {bucket!r} does not exist", "create it or correct the bucket in the url"
             ) from error
         if code in {"NoSuchKey", "404", "NotFound"}:

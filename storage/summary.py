@@ -1,20 +1,20 @@
-"""What an index table holds, in figures: size, quality of the codes, use of the codebooks."""
+"""What an index table holds, in figures: size, quality of the codes, use of the codebooks.
 
-from collections import defaultdict
+Shape suffixes: N codebooks, K entries of a codebook.
+"""
+
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from mvqkd.storage.contract import TableContract
 from mvqkd.storage.failures import FAILURES_FOLDER, read_failures
 from mvqkd.storage.location import Location
-from mvqkd.storage.rows import CODES_LEAF, read_columns, split_codes
-from mvqkd.storage.table import IndexTable
-
-_COLUMNS = ("cut_id", "duration", "num_frames", "rrl", "speaker", "codes")
+from mvqkd.storage.shard_summary import ShardSummary, SummaryTotal
+from mvqkd.storage.table import IndexTable, shard_names
+from mvqkd.storage.threads import READING_THREADS, map_in_order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,41 +70,8 @@ class TableSummary:
         return asdict(self)
 
 
-class _Totals:
-    """Sums over the shards seen so far."""
-
-    def __init__(self, contract: TableContract) -> None:
-        self.rows, self.frames, self.codes_bytes = 0, 0, 0
-        self.duration_s, self.rrl, self.weighted_rrl = 0.0, 0.0, 0.0
-        self.worst: tuple[float, str] | None = None
-        self.speaker_s: defaultdict[str, float] = defaultdict(float)
-        self.counts_NK = np.zeros((contract.num_codebooks, contract.codebook_size), dtype=np.int64)
-
-    def add(self, file: pq.ParquetFile, *, where: str) -> None:
-        """Add one shard."""
-        table = read_columns(file, _COLUMNS, where=where)
-        durations, rrl = table["duration"].to_numpy(), table["rrl"].to_numpy().astype(np.float64)
-        num_frames = table["num_frames"].to_numpy()
-        self.rows += table.num_rows
-        self.frames += int(num_frames.sum())
-        self.duration_s += float(durations.sum())
-        self.rrl += float(rrl.sum())
-        self.weighted_rrl += float(rrl @ num_frames)
-        self.codes_bytes += _codes_bytes(file.metadata)
-        if table.num_rows:
-            row = int(rrl.argmax())
-            worst = (float(rrl[row]), table["cut_id"][row].as_py())
-            self.worst = worst if self.worst is None or worst[0] > self.worst[0] else self.worst
-        for speaker, duration_s in zip(table["speaker"].to_pylist(), durations, strict=True):
-            if speaker is not None:
-                self.speaker_s[speaker] += float(duration_s)
-        codes_FN, _ = split_codes(table["codes"])
-        for codebook, counts_K in enumerate(self.counts_NK):
-            counts_K += np.bincount(codes_FN[:, codebook], minlength=len(counts_K))
-
-
 def inspect_table(location: Location, *, embedding_dim: int | None = None) -> TableSummary:
-    """Read a table once, one shard in memory at a time, and sum it up.
+    """Sum up the footers of a table's shards, several read at a time.
 
     Args:
         location: of the table.
@@ -115,52 +82,74 @@ def inspect_table(location: Location, *, embedding_dim: int | None = None) -> Ta
         ContractError: a file of another contract.
     """
     table = IndexTable.open(location)
-    sizes = location.list()
-    names = sorted(table.committed())
-    totals = _Totals(table.contract)
-    for name in names:
-        totals.add(table.open_shard(name), where=location.full_url(table.shard_path(name)))
-    total_bytes = sum(sizes.values()) + sum(location.join(FAILURES_FOLDER).list().values())
-    indexes, hours = totals.frames * table.contract.num_codebooks, totals.duration_s / 3600
-    entropy_bits = tuple(_entropy_bits(counts_K) for counts_K in totals.counts_NK)
-    frames_per_hour = _ratio(totals.frames, hours) if embedding_dim else None
+    sizes = object_sizes(table)
+    total = SummaryTotal(table.contract)
+    for summary in map_in_order(table.summary_of, shard_names(sizes), threads=READING_THREADS):
+        total.add(summary)
+    return summarize(
+        table,
+        total.total(),
+        sizes=sizes,
+        num_failures=len(read_failures(location)),
+        embedding_dim=embedding_dim,
+    )
+
+
+def object_sizes(table: IndexTable) -> dict[str, int]:
+    """Bytes of all objects of a table by their path in it, by two listings: its own and that of its failures."""
+    failures = table.location.list(FAILURES_FOLDER)
+    return table.location.list() | {f"{FAILURES_FOLDER}/{name}": size for name, size in failures.items()}
+
+
+def summarize(
+    table: IndexTable,
+    total: ShardSummary,
+    *,
+    sizes: Mapping[str, int],
+    num_failures: int,
+    embedding_dim: int | None = None,
+) -> TableSummary:
+    """The figures of a table out of sums that are known already; reads nothing.
+
+    Args:
+        table: its url and contract.
+        total: the summary of all its shards.
+        sizes: from `object_sizes`.
+        num_failures: records in its failures table.
+        embedding_dim: of the teacher, to compare with storing its embeddings.
+    """
+    total_bytes = sum(sizes.values())
+    indexes, hours = total.frames * table.contract.num_codebooks, total.duration_s / 3600
+    entropy_bits = tuple(_entropy_bits(counts_K) for counts_K in total.counts_NK)
+    frames_per_hour = _ratio(total.frames, hours) if embedding_dim else None
     float16 = (
         None if frames_per_hour is None or embedding_dim is None else frames_per_hour * embedding_dim * 2
     )
     return TableSummary(
-        url=location.url,
+        url=table.location.url,
         contract=table.contract,
-        shards=len(names),
-        rows=totals.rows,
+        shards=len(shard_names(sizes)),
+        rows=total.rows,
         hours=hours,
-        frames=totals.frames,
+        frames=total.frames,
         indexes=indexes,
         total_bytes=total_bytes,
         bytes_per_index=_ratio(total_bytes, indexes),
-        codes_bytes_per_index=_ratio(totals.codes_bytes, indexes),
-        mean_rrl=_ratio(totals.rrl, totals.rows),
-        frame_weighted_rrl=_ratio(totals.weighted_rrl, totals.frames),
-        worst_rrl=totals.worst[0] if totals.worst else None,
-        worst_rrl_cut_id=totals.worst[1] if totals.worst else None,
+        codes_bytes_per_index=_ratio(total.codes_bytes, indexes),
+        mean_rrl=_ratio(total.rrl_sum, total.rows),
+        frame_weighted_rrl=_ratio(total.weighted_rrl_sum, total.frames),
+        worst_rrl=total.worst_rrl,
+        worst_rrl_cut_id=total.worst_cut_id,
         entropy_bits=entropy_bits,
         perplexity=tuple(2.0**bits for bits in entropy_bits),
-        unused_fraction=tuple(float((counts_K == 0).mean()) for counts_K in totals.counts_NK),
-        speakers=len(totals.speaker_s),
-        hours_by_speaker={name: totals.speaker_s[name] / 3600 for name in sorted(totals.speaker_s)},
-        failures=len(read_failures(location)),
+        unused_fraction=tuple(float((counts_K == 0).mean()) for counts_K in total.counts_NK),
+        speakers=len(total.speaker_s),
+        hours_by_speaker={name: total.speaker_s[name] / 3600 for name in sorted(total.speaker_s)},
+        failures=num_failures,
         bytes_per_hour=_ratio(total_bytes, hours),
         float32_bytes_per_hour=None if float16 is None else 2 * float16,
         float16_bytes_per_hour=float16,
     )
-
-
-def _codes_bytes(metadata: pq.FileMetaData) -> int:
-    total = 0
-    for group in range(metadata.num_row_groups):
-        row_group = metadata.row_group(group)
-        chunks = [row_group.column(index) for index in range(row_group.num_columns)]
-        total += sum(chunk.total_compressed_size for chunk in chunks if chunk.path_in_schema == CODES_LEAF)
-    return total
 
 
 def _entropy_bits(counts_K: np.ndarray) -> float:

@@ -1,41 +1,58 @@
 """The index table: a folder of Parquet files, one per shard. The existence of a file is its commit."""
 
+import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mvqkd.storage.contract import TableContract
-from mvqkd.storage.errors import ContractError, ObjectMissingError, StaleCodesError, TableError
+from mvqkd.storage.errors import ContractError, ObjectMissingError, TableError
 from mvqkd.storage.location import Location
-from mvqkd.storage.rows import (
+from mvqkd.storage.parquet import (
     CONTRACT_KEY,
     EXTRACT_AGAIN,
-    IndexRow,
-    arrow_to_rows,
+    TAIL_BYTES,
+    columns_of,
+    compressed_bytes,
     damaged,
     open_parquet,
     read_columns,
-    rows_to_arrow,
-    split_codes,
     stored_contract,
-    table_schema,
     to_parquet,
 )
+from mvqkd.storage.payloads import CODES, STORED
+from mvqkd.storage.rows import IndexRow, arrow_to_rows, check_row_matches, rows_to_arrow, table_schema
+from mvqkd.storage.shard_summary import (
+    SUMMARY_COLUMNS,
+    SUMMARY_KEY,
+    ShardSummary,
+    complete,
+    footer_text,
+    footer_values,
+    summarize_rows,
+)
+from mvqkd.storage.strict_json import parse_json
 
 if TYPE_CHECKING:
     import pyarrow.dataset
 
 TABLE_FILE = "table.json"
 SHARD_SUFFIX = ".parquet"
-# Shorter than one sample at 48 kHz, longer than what a decimal round trip of a manifest changes.
-_TIME_TOLERANCE_S = 1e-5
-_SPEED_TOLERANCE = 1e-6
 _MAX_NAMED_PROBLEMS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrittenShard:
+    """What `IndexTable.write_shard` did: whether it committed the shard, and what the committed one holds."""
+
+    committed: bool
+    summary: ShardSummary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,16 +83,21 @@ class IndexTable:
         """Open a table. Raises `TableError` when there is none, `ContractError` for a bad contract."""
         where = location.full_url(TABLE_FILE)
         try:
-            content = json.loads(location.read_bytes(TABLE_FILE))
+            data = location.read_bytes(TABLE_FILE)
         except ObjectMissingError as error:
             raise TableError(f"{where}: no index table here; check the url or run extract first") from error
+        try:
+            content = parse_json(data)
         except ValueError as error:
-            if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
-                raise TableError(f"{where}: not JSON ({error}); delete it and run extract again") from error
-            raise
+            raise TableError(f"{where}: not JSON ({error}); delete it and run extract again") from error
         if not isinstance(content, dict) or "contract" not in content:
             raise ContractError(f"{where}: holds no table contract; delete it and run extract again")
         contract = TableContract.from_json(json.dumps(content["contract"]), where=where)
+        if content.get("contract_sha256", contract.digest()) != contract.digest():
+            raise ContractError(
+                f"{where}: the contract was changed after it was written (contract_sha256 is of another one); "
+                "take back the change, or delete the file and run extract again"
+            )
         return cls(location=location, contract=contract)
 
     def shard_path(self, name: str) -> str:
@@ -86,51 +108,92 @@ class IndexTable:
 
     def committed(self) -> set[str]:
         """Names of the committed shards, by one listing."""
-        return {
-            name.removesuffix(SHARD_SUFFIX) for name in self.location.list() if name.endswith(SHARD_SUFFIX)
-        }
+        return set(shard_names(self.location.list()))
 
     def is_committed(self, name: str) -> bool:
         """Whether this shard is there."""
         return self.location.exists(self.shard_path(name))
 
-    def write_shard(self, name: str, rows: Iterable[IndexRow]) -> bool:
-        """Commit a shard; a committed one of this name is left alone. Returns whether this call committed it.
+    def write_shard(self, name: str, rows: Iterable[IndexRow]) -> WrittenShard:
+        """Commit a shard; a committed one of this name is left alone.
 
         The file is built and read back in memory first. The same rows always give the same bytes.
 
+        Returns:
+            Whether this call committed it, and the summary of what stands there now.
+
         Raises:
-            TableError: a row does not fit; nothing is written.
+            TableError: a row does not fit; nothing is written. Or the committed one is damaged.
             StorageError: the place refused the object; nothing is committed.
         """
-        path = self.shard_path(name)
+        path, where = self.shard_path(name), self._url(name)
         table = rows_to_arrow(list(rows), self.contract)
-        data = to_parquet(table, {CONTRACT_KEY: self.contract.to_json()})
-        file = open_parquet(data, where=self.location.full_url(path))
-        assert file.metadata.num_rows == table.num_rows, f"{path}: Parquet lost rows"
-        return self.location.write_once(path, data)
+        summary = summarize_rows(table, self.contract, codes_bytes=0, where=where)
+        metadata = {
+            CONTRACT_KEY: self.contract.to_json(),
+            SUMMARY_KEY: lambda pages_end: footer_text(summary, pages_end),
+        }
+        data = to_parquet(table, metadata)
+        written = open_parquet(data, where=where).metadata
+        assert written.num_rows == table.num_rows, f"{path}: Parquet lost rows"
+        if not self.location.write_once(path, data):
+            return WrittenShard(committed=False, summary=self.summary_of(name))
+        codes_bytes = compressed_bytes(written, STORED[CODES].leaf)
+        return WrittenShard(committed=True, summary=replace(summary, codes_bytes=codes_bytes))
+
+    def summary_of(self, name: str) -> ShardSummary:
+        """The summary of a shard: of its footer, a few kB, or for one of an earlier version of its columns.
+
+        Raises:
+            TableError, ContractError, StorageError: as `read_shard`.
+        """
+        where = self._url(name)
+        with self._opened(name) as file:
+            codes_bytes = compressed_bytes(file.metadata, STORED[CODES].leaf)
+            values = footer_values(file.metadata, where=where)
+            if values is None:
+                table = read_columns(file, SUMMARY_COLUMNS, where=where)
+                return summarize_rows(table, self.contract, codes_bytes=codes_bytes, where=where)
+            return complete(
+                values,
+                self.contract,
+                codes_bytes=codes_bytes,
+                read=lambda columns: read_columns(file, columns, where=where),
+                where=where,
+            )
 
     def read_shard(self, name: str, *, columns: Sequence[str] | None = None) -> pa.Table:
-        """A shard as an Arrow table; all columns by default.
+        """A shard as an Arrow table; all columns by default, which is one request.
+
+        Of a shard far away, no more than the footer and the named columns is fetched.
 
         Raises:
             TableError: no such shard, truncated or corrupt file, unknown column.
             ContractError: the file has another contract than the table.
+            StorageError: the store broke off.
         """
-        return read_columns(self.open_shard(name), columns, where=self._url(name))
+        with self._opened(name, whole=columns is None) as file:
+            footer_values(file.metadata, where=self._url(name))  # finds a footer of another number of rows
+            return read_columns(file, columns, where=self._url(name))
 
-    def open_shard(self, name: str) -> pq.ParquetFile:
-        """A shard's file, fetched, with its footer read and checked. Raises as `read_shard`."""
-        where = self._url(name)
-        try:
-            data = self.location.read_bytes(self.shard_path(name))
-        except ObjectMissingError as error:
-            raise TableError(f"{where}: no such shard in this table; run extract to make it") from error
-        file = open_parquet(data, where=where)
-        self.contract.require_same(stored_contract(file.metadata.metadata, where=where), where=where)
-        if not file.schema_arrow.equals(table_schema(self.contract.num_codebooks)):
-            raise TableError(f"{where}: other columns than an index table has; {EXTRACT_AGAIN}")
-        return file
+    @contextmanager
+    def _opened(self, name: str, *, whole: bool = False) -> Iterator[pq.ParquetFile]:
+        """A shard's file, with its footer read and checked. Raises as `read_shard`."""
+        path, where = self.shard_path(name), self._url(name)
+        with ExitStack() as stack:
+            try:
+                source: bytes | io.RawIOBase
+                if whole:
+                    source = self.location.read_bytes(path)
+                else:
+                    source = stack.enter_context(self.location.open_unbuffered(path, tail=TAIL_BYTES))
+            except ObjectMissingError as error:
+                raise TableError(f"{where}: no such shard in this table; run extract to make it") from error
+            file = open_parquet(source, where=where)
+            self.contract.require_same(stored_contract(file.metadata.metadata, where=where), where=where)
+            if not columns_of(file, where=where).equals(table_schema(self.contract.num_codebooks)):
+                raise TableError(f"{where}: other columns than an index table has; {EXTRACT_AGAIN}")
+            yield file
 
     def iter_rows(
         self, *, columns: Sequence[str] | None = None, shards: Iterable[str] | None = None
@@ -151,17 +214,12 @@ class IndexTable:
         """
         # Imports pandas where there is one, seconds that extraction and training do not need.
         import pyarrow.dataset as pads
-        import pyarrow.fs as pafs
 
         names = sorted(self.committed())
-        if self.location.is_local:
-            filesystem = pafs.LocalFileSystem()
-        else:
-            filesystem = pafs.PyFileSystem(pafs.FSSpecHandler(self.location.filesystem))
         dataset = pads.dataset(
             [self.location.full_path(self.shard_path(name)) for name in names],
             schema=table_schema(self.contract.num_codebooks),
-            filesystem=filesystem,
+            filesystem=self.location.arrow_filesystem(),
             format="parquet",
         )
         for name, fragment in zip(names, dataset.get_fragments(), strict=True):
@@ -193,47 +251,23 @@ class IndexTable:
     def _verify_shard(self, name: str) -> int:
         where = self._url(name)
         table = self.read_shard(name)
-        codes_FN, offsets = split_codes(table["codes"])
-        if (offsets[1:] - offsets[:-1] != table["num_frames"].to_numpy()).any():
-            raise TableError(f"{where}: num_frames differ from the codes; {EXTRACT_AGAIN}")
-        if codes_FN.size and codes_FN.max() >= self.contract.codebook_size:
-            raise TableError(f"{where}: codes outside the codebooks; {EXTRACT_AGAIN}")
+        try:
+            table.validate(full=True)
+        except pa.ArrowException as error:
+            raise damaged(where, error) from error
+        stored = self.summary_of(name)
+        if stored != summarize_rows(table, self.contract, codes_bytes=stored.codes_bytes, where=where):
+            raise TableError(f"{where}: the summary in its footer is not that of its rows; {EXTRACT_AGAIN}")
         return table.num_rows
 
     def _url(self, name: str) -> str:
         return self.location.full_url(self.shard_path(name))
 
 
-def check_row_matches(
-    row: Mapping[str, Any],
-    *,
-    recording_id: str,
-    channel: int,
-    start: float,
-    duration: float,
-    speed: float,
-    num_samples: int,
-) -> None:
-    """Check that audio about to be paired with a row's codes is the audio the codes were computed from.
+def shard_names(sizes: Mapping[str, int]) -> list[str]:
+    """The shards among the objects of a table, sorted."""
+    names = (path for path in sizes if path.endswith(SHARD_SUFFIX) and "/" not in path)
+    return sorted(name.removesuffix(SHARD_SUFFIX) for name in names)
 
-    Args:
-        row: of an index table, with at least `cut_id` and the key columns.
-        recording_id, channel: the audio's source.
-        start, duration: seconds in the recording.
-        speed: perturbation factor, 1.0 when there is none.
-        num_samples: at the teacher's sample rate, after any perturbation.
 
-    Raises:
-        StaleCodesError: names the cut, the first differing field and both values.
-    """
-    now = {"recording_id": recording_id, "channel": channel, "speed": speed, "start": start,
-           "duration": duration, "num_samples": num_samples}  # fmt: skip
-    tolerances = {"speed": _SPEED_TOLERANCE, "start": _TIME_TOLERANCE_S, "duration": _TIME_TOLERANCE_S}
-    for key, value in now.items():
-        then = row[key]
-        same = abs(then - value) <= tolerances[key] if key in tolerances else then == value
-        if not same:
-            raise StaleCodesError(
-                f"cut {row['cut_id']!r}: {key} is {value!r} now, but was {then!r} when its codes were made; "
-                "train on the cuts of the table, or perturb and trim before extraction and extract again"
-            )
+__all__ = ["IndexTable", "WrittenShard", "check_row_matches", "shard_names"]

@@ -67,8 +67,11 @@ def test_a_table_on_s3_is_the_local_one_byte_for_byte(place, tmp_path, contract,
     here = open_location(str(tmp_path / "table"))
     for location in (here, place):
         table = IndexTable.create(location, contract)
-        assert table.write_shard("one", make_rows(20)) and table.write_shard("two", make_rows(30, seed=1))
-        assert not table.write_shard("two", make_rows(3))
+        assert (
+            table.write_shard("one", make_rows(20)).committed
+            and table.write_shard("two", make_rows(30, seed=1)).committed
+        )
+        assert not table.write_shard("two", make_rows(3)).committed
         write_failures(location, "two", [Failure(shard="two", cut_id="x", stage="load", error="E",
                                                  message="m", attempts=1)])  # fmt: skip
     assert here.list() == place.list() and set(here.list()) == {"table.json", "one.parquet", "two.parquet"}

@@ -12,7 +12,8 @@ import pytest
 
 from mvqkd.storage.errors import ContractError, StaleCodesError, StorageError, TableError
 from mvqkd.storage.location import open_location
-from mvqkd.storage.rows import COLUMNS, CONTRACT_KEY, to_parquet
+from mvqkd.storage.parquet import CONTRACT_KEY, to_parquet
+from mvqkd.storage.rows import COLUMNS
 from mvqkd.storage.table import IndexTable, check_row_matches
 
 
@@ -49,7 +50,7 @@ def test_rows_come_back_as_written(table, make_rows):
     rows = make_rows(5, num_frames=7)
     rows[1]["speaker"] = rows[2]["text"] = None
     rows[3].update(codes=rows[3]["codes"][:0], num_frames=0)
-    assert table.write_shard("one", iter(rows[:3])) and table.write_shard("two", rows[3:])
+    assert table.write_shard("one", iter(rows[:3])).committed and table.write_shard("two", rows[3:]).committed
     assert table.committed() == {"one", "two"} and table.verify() == 5
     back = list(table.iter_rows())
     assert [tuple(row) for row in back] == [(*(c for c in COLUMNS if c != "codes"), "codes")] * 5
@@ -64,14 +65,14 @@ def test_rows_come_back_as_written(table, make_rows):
 
 
 def test_an_empty_shard_is_a_commit(table):
-    assert table.write_shard("none", [])
+    assert table.write_shard("none", []).committed
     assert table.committed() == {"none"} and table.verify() == 0 and list(table.iter_rows()) == []
 
 
 def test_a_committed_shard_is_left_alone(table, make_rows):
-    assert table.write_shard("s", make_rows(2, seed=1))
+    assert table.write_shard("s", make_rows(2, seed=1)).committed
     before = file_of(table, "s").read_bytes()
-    assert not table.write_shard("s", make_rows(2, seed=2))
+    assert not table.write_shard("s", make_rows(2, seed=2)).committed
     assert file_of(table, "s").read_bytes() == before
 
 

@@ -5,14 +5,10 @@ import io
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
-import fsspec
-from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]
-
-from mvqkd.storage.errors import ObjectMissingError, StorageError
-from mvqkd.storage.location import open_location
+from mvqkd.storage.errors import BucketMissingError, ObjectMissingError, ObjectTooShortError, StorageError
+from mvqkd.storage.location import Location, expand, open_location, read_url
 
 Answer = TypeVar("Answer")
 
@@ -41,37 +37,31 @@ def fetch(url: str, options: Mapping[str, Any]) -> bytes:
             be taken for a bad utterance.
     """
     match = _PART.fullmatch(url)
-    if match is None:
-        if not url.startswith("s3://"):
-            with fsspec.open(url, "rb") as file:
-                return file.read()
-        folder, _, name = url.rpartition("/")
-        try:
-            return open_location(folder, options=options).read_bytes(name)
-        except ObjectMissingError as error:
-            raise FileNotFoundError(str(error)) from error
-    start, end = int(match["start"]), int(match["end"])
-    filesystem, path = _filesystem(match["url"], options)
-    data = filesystem.cat_file(path, start=start, end=end)
-    if len(data) != end - start:
-        raise FileNotFoundError(f"{url}: the file ends before; plan again")
-    return data
+    try:
+        if match is None:
+            return read_url(url, options=options)
+        location, name = _locate(match["url"], options)
+        return location.read_range(name, int(match["start"]), int(match["end"]))
+    except ObjectMissingError as error:
+        raise FileNotFoundError(str(error)) from error
+    except ObjectTooShortError as error:
+        raise FileNotFoundError(f"{url}: the file ends before; plan again") from error
 
 
-def open_binary(url: str, options: Mapping[str, Any]) -> Any:
-    """A file that is read in pieces and can be sought in.
+def open_binary(url: str, options: Mapping[str, Any]) -> BinaryIO:
+    """A file that is read in pieces and can be sought in; a read raises OSError or `StorageError`.
 
     Raises:
         CorpusError: it is missing or cannot be read.
     """
-    filesystem, path = _filesystem(url, options)
+    location, name = _locate(url, options)
     try:
-        return filesystem.open(path, "rb")
-    except FileNotFoundError as error:
+        return location.open(name)
+    except (ObjectMissingError, BucketMissingError) as error:
         raise CorpusError(
             f"{url}: no such file; see corpus.root and corpus.format in the run file"
         ) from error
-    except OSError as error:
+    except StorageError as error:
         raise CorpusError(
             f"{url}: cannot be read ({error}); check its permissions and the credentials"
         ) from error
@@ -106,8 +96,8 @@ class WatchedFile:
             return otherwise
         try:
             return call()
-        # What s3fs cannot translate comes as botocore's own.
-        except (OSError, StorageError, BotoCoreError, ClientError) as error:
+        # Whatever it is: out of a callback of libsndfile it would be lost, so it is kept for the caller to raise.
+        except Exception as error:  # noqa: BLE001
             self.trouble = error
             return otherwise
 
@@ -124,7 +114,7 @@ def read_lines(url: str, options: Mapping[str, Any]) -> Iterator[tuple[int, str]
         try:
             for number, line in enumerate(io.TextIOWrapper(packed, encoding="utf-8-sig"), start=1):
                 yield number, line
-        except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        except (OSError, EOFError, zlib.error, UnicodeDecodeError, StorageError) as error:
             raise CorpusError(
                 f"{url}:{number + 1}: cannot be read ({error}); the file is damaged, write it again"
             ) from error
@@ -132,10 +122,10 @@ def read_lines(url: str, options: Mapping[str, Any]) -> Iterator[tuple[int, str]
 
 def full_path(url: str) -> str:
     """Absolute, as processes in other working directories need it."""
-    return url if "://" in url else str(Path(url).absolute())
+    return expand(url)
 
 
-def _filesystem(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
-    """The file system of this process for the url, and the path in it."""
-    location = open_location(url, options=options if url.startswith("s3://") else {})
-    return location.filesystem, location.base_path
+def _locate(url: str, options: Mapping[str, Any]) -> tuple[Location, str]:
+    """The folder of a file and its name there."""
+    folder, _, name = expand(url).rpartition("/")
+    return open_location(folder or "/", options=options if url.startswith("s3://") else {}), name
