@@ -1,11 +1,9 @@
-"""Audio of cuts: loading with clear errors, decoding ahead in threads, length-sorted batches."""
+"""Audio of cuts: loading with clear errors."""
 
 import io
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -21,9 +19,6 @@ from mvqkd.workers.cuts import UtteranceError
 
 DURATION_TOLERANCE_S = 0.025
 """About a teacher's frame: manifests round durations, and lossy formats add a few samples."""
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 class AudioLoader:
@@ -151,55 +146,3 @@ def _shortly(error: BaseException) -> str:
     """The line of Lhotse's long messages that says what happened."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
-
-
-def decode_ahead(
-    items: Iterable[Item], load: Callable[[Item], Result], *, threads: int, ahead: int | Sequence[int]
-) -> Iterator[Result | UtteranceError]:
-    """Results of `load` in the order of `items`, up to `ahead` of them computed before they are asked for.
-
-    `ahead` may say for every item how many after it may be computed before its own result is asked for. An
-    `UtteranceError` is yielded in place of its result, so that one bad file does not end the stream. Every other
-    exception is raised at its place in the order.
-    """
-    with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
-        pending: deque[Future[Result]] = deque()
-        given = 0
-
-        def next_result() -> Result | UtteranceError:
-            nonlocal given
-            given += 1
-            try:
-                return pending.popleft().result()
-            except UtteranceError as error:
-                return error
-
-        try:
-            for item in items:
-                pending.append(pool.submit(load, item))
-                while pending and len(pending) > (ahead if isinstance(ahead, int) else ahead[given]):
-                    yield next_result()
-            while pending:
-                yield next_result()
-        finally:
-            for future in pending:
-                future.cancel()
-
-
-def length_sorted_batches(
-    items: Sequence[Item], seconds: Sequence[float], *, batch_seconds: float
-) -> list[list[Item]]:
-    """Batches of items of similar length, longest first, each padded to at most `batch_seconds`.
-
-    Longest first, so that a batch too large for the device shows at the start. An item that is longer than
-    `batch_seconds` makes a batch of its own.
-    """
-    order = sorted(range(len(items)), key=lambda i: (-seconds[i], i))
-    batches: list[list[Item]] = []
-    longest = 0.0
-    for i in order:
-        if not batches or (len(batches[-1]) + 1) * longest > batch_seconds:
-            batches.append([])
-            longest = seconds[i]
-        batches[-1].append(items[i])
-    return batches

@@ -15,10 +15,10 @@ from lhotse.utils import fastcopy
 from pydantic import Field, model_validator
 
 from mvqkd.storage.location import open_location
-from mvqkd.workers.audio import decode_ahead
 from mvqkd.workers.corpus.files import CorpusError, WatchedFile, full_path, open_binary, read_lines
 from mvqkd.workers.corpus.shar import parse_cut, read_shar
 from mvqkd.workers.cuts import Refused, UtteranceError
+from mvqkd.workers.decode_ahead import decode_ahead
 from mvqkd.workers.section import Section
 
 AUDIO_EXTENSIONS = (".flac", ".wav", ".ogg", ".mp3", ".opus")

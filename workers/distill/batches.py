@@ -22,8 +22,9 @@ from mvqkd.models.students.units import Units
 from mvqkd.storage.errors import StaleCodesError
 from mvqkd.storage.rows import arrow_to_rows
 from mvqkd.storage.table import IndexTable, check_row_matches
-from mvqkd.workers.audio import AudioLoader, decode_ahead, length_sorted_batches
+from mvqkd.workers.audio import AudioLoader
 from mvqkd.workers.cuts import UtteranceError, cut_from_json, identity
+from mvqkd.workers.decode_ahead import decode_ahead, length_sorted_batches
 
 WINDOW_SHARDS = 8
 MAX_LEFT_OUT = 0.05

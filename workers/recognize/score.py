@@ -12,8 +12,9 @@ from torch.nn.utils.rnn import pad_sequence
 from mvqkd.models.features import LogMel
 from mvqkd.models.students.conformer import MIN_SAMPLES, ConformerTransducer
 from mvqkd.models.students.units import Units
-from mvqkd.workers.audio import AudioLoader, decode_ahead, length_sorted_batches
+from mvqkd.workers.audio import AudioLoader
 from mvqkd.workers.cuts import UtteranceError, speaker_of, text_of
+from mvqkd.workers.decode_ahead import decode_ahead, length_sorted_batches
 
 
 @dataclass(frozen=True, kw_only=True)
