@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -131,8 +132,8 @@ def read_lines(url: str, options: Mapping[str, Any]) -> Iterator[tuple[int, str]
 
 
 def full_path(url: str) -> str:
-    """Absolute, as processes in other working directories need it."""
-    return url if "://" in url else str(Path(url).absolute())
+    """Absolute, with `~` as the home folder, as processes in other working directories need it."""
+    return url if "://" in url else str(Path(os.path.expanduser(url)).absolute())  # noqa: PTH111 (never raises)
 
 
 def _filesystem(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
