@@ -1,29 +1,27 @@
-"""Audio of cuts: loading with clear errors, decoding ahead in threads, length-sorted batches."""
+"""Audio of cuts: loading with clear errors."""
 
 import io
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import soundfile
 import torch
 from lhotse import MonoCut
-from lhotse.audio import AudioLoadingError, AudioSource, DurationMismatchError
-from lhotse.augmentation import AudioTransform
-from lhotse.utils import fastcopy
+from lhotse.audio import AudioSource
+from lhotse.augmentation import AudioTransform, Resample
+from lhotse.utils import compute_num_samples, fastcopy
 from torch import Tensor
 
 from mvqkd.workers.corpus.files import fetch
+from mvqkd.workers.corpus.sources import change_sources, full_root, resolved
 from mvqkd.workers.cuts import UtteranceError
 
 DURATION_TOLERANCE_S = 0.025
 """About a teacher's frame: manifests round durations, and lossy formats add a few samples."""
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+_RATE_DEPENDENT = frozenset(("Compress", "DereverbWPE", "LoudnessNormalization", "Tempo"))
 
 
 class AudioLoader:
@@ -32,66 +30,83 @@ class AudioLoader:
     Args:
         sample_rate_hz: audio of another rate is resampled.
         s3: the storage section's options, for `s3://` recordings.
+        root: `corpus.root`, where the relative paths of planned cuts lie.
     """
 
-    def __init__(self, sample_rate_hz: int, *, s3: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, sample_rate_hz: int, *, s3: Mapping[str, Any] | None = None, root: str | None = None
+    ) -> None:
         self.sample_rate_hz = sample_rate_hz
         self._options = s3 or {}
+        self._root = full_root(root)
 
     def __call__(self, cut: MonoCut) -> Tensor:
         """float32 waveform (num_samples,).
 
         Raises:
-            UtteranceError: the audio is missing, corrupt, empty, of another length than its manifest says, or
-                holds NaN.
+            UtteranceError: the audio is missing, corrupt, empty, of another length than its manifest says, holds
+                NaN, or cannot be decoded or transformed here.
             StorageError, OSError: the object store or the disk cannot be read, which is not the utterance's
                 fault.
         """
-        where = ", ".join(str(source.source) for source in cut.recording.sources if source.type != "memory")
+        recording = resolved(cut, self._root)
+        where = ", ".join(str(source.source) for source in recording.sources if source.type != "memory")
+        fetched = fastcopy(cut, recording=change_sources(recording, lambda s: self._fetched(cut.id, s)))
         try:
-            fetched = self._fetched(cut)
-        except FileNotFoundError as error:
-            raise UtteranceError(
-                cut.id, f"{where}: no such audio file; check the manifest's paths"
-            ) from error
-        _check_duration(fetched, where)
-        try:
-            audio_CT = fetched.resample(self.sample_rate_hz).load_audio()
-        # Lhotse asserts that the channel and the start of the cut exist.
-        except (
-            AudioLoadingError,
-            DurationMismatchError,
-            OSError,
-            RuntimeError,
-            ValueError,
-            AssertionError,
-        ) as error:
+            _check_files(fetched, where)
+            audio_CT = _load(fetched, self.sample_rate_hz)
+            waveform_T = np.ascontiguousarray(audio_CT[0], dtype=np.float32)
+        except (MemoryError, UtteranceError):
+            raise
+        except Exception as error:  # decoders and transforms raise what they like
             # The decoders do not tell a bad file from a bad disk.
-            for source in cut.recording.sources:
+            for source in recording.sources:
                 if source.type == "file":
                     _read_through(source.source)
-            problem = _shortly(error)
             raise UtteranceError(
                 cut.id,
-                f"{where}: the audio cannot be read as its manifest says ({problem}); write either again",
+                f"{where}: the audio cannot be read as its manifest says ({_shortly(error)}); write either again",
             ) from error
-        waveform_T = np.ascontiguousarray(audio_CT[0], dtype=np.float32)
         if waveform_T.size == 0:
             raise UtteranceError(cut.id, f"{where}: the audio has no samples; remove it from the manifest")
         if not np.isfinite(waveform_T).all():
             raise UtteranceError(cut.id, f"{where}: the audio holds NaN or infinity; write the file again")
         return torch.from_numpy(waveform_T)
 
-    def _fetched(self, cut: MonoCut) -> MonoCut:
-        """The cut with remote audio, and audio inside of tar files, brought into memory."""
-        sources = []
-        for source in cut.recording.sources:
-            if source.type == "file":
-                _probe(cut.id, source.source)
+    def _fetched(self, cut_id: str, source: AudioSource) -> AudioSource:
+        """The source, in memory where it is remote, inside of a tar file, or of a kind that is best read so."""
+        try:
             if source.type == "url":
-                source = AudioSource("memory", source.channels, fetch(source.source, self._options))
-            sources.append(source)
-        return fastcopy(cut, recording=fastcopy(cut.recording, sources=sources))
+                return AudioSource("memory", source.channels, fetch(source.source, self._options))
+            if source.type == "file":
+                _probe(cut_id, source.source)
+                if source.source.lower().endswith(".sph") and _is_decodable(source.source):
+                    # Lhotse would run sph2pipe, which few have and only the codec shorten needs.
+                    return AudioSource("memory", source.channels, Path(source.source).read_bytes())
+        except FileNotFoundError as error:
+            raise UtteranceError(
+                cut_id, f"{source.source}: no such audio file; check the manifest's paths"
+            ) from error
+        return source
+
+
+def _load(cut: MonoCut, sample_rate_hz: int) -> np.ndarray:
+    """float32 (channels, num_samples) at the rate asked for."""
+    recording = cut.recording
+    names = {t["name"] if isinstance(t, dict) else type(t).__name__ for t in recording.transforms or ()}
+    if recording.sampling_rate == sample_rate_hz or not names & _RATE_DEPENDENT:
+        return cut.resample(sample_rate_hz).load_audio()
+    # Lhotse would run the transforms with the new rate in the place of the recording's.
+    audio_CT = Resample(recording.sampling_rate, sample_rate_hz)(cut.load_audio())
+    return audio_CT[:, : compute_num_samples(cut.duration, sample_rate_hz)]
+
+
+def _is_decodable(path: str) -> bool:
+    try:
+        soundfile.info(path)
+    except soundfile.LibsndfileError:
+        return False
+    return True
 
 
 def _probe(cut_id: str, path: str) -> None:
@@ -120,10 +135,11 @@ def _read_through(path: str) -> None:
             pass
 
 
-def _check_duration(cut: MonoCut, where: str) -> None:
-    """Refuse audio of another length than its manifest says.
+def _check_files(cut: MonoCut, where: str) -> None:
+    """Refuse audio of another length, or of other channels, than its manifest says.
 
-    Lhotse itself cuts off or mirrors up to half a second, so that a replaced file would go unnoticed.
+    Lhotse itself cuts off or mirrors up to half a second, so that a replaced file would go unnoticed, and takes
+    the first channel of a file for whichever one the manifest names.
     """
     expected_s = cut.recording.duration
     for transform in reversed(cut.recording.transforms or []):
@@ -145,61 +161,16 @@ def _check_duration(cut: MonoCut, where: str) -> None:
                     f"{where}: lasts {found_s:.3f} s, but {expected_s:.3f} s by its manifest; write the "
                     "manifest again, and extract again if the file was changed after extraction",
                 )
+            named = list(source.channels)
+            if info.channels != len(named) and named != list(range(len(named))):
+                raise UtteranceError(
+                    cut.id,
+                    f"{where}: has {info.channels} channels, but its manifest names {named}, so that nobody knows "
+                    "which is which; name all of them in the manifest, in order",
+                )
 
 
 def _shortly(error: BaseException) -> str:
     """The line of Lhotse's long messages that says what happened."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
-
-
-def decode_ahead(
-    items: Iterable[Item], load: Callable[[Item], Result], *, threads: int, ahead: int | Sequence[int]
-) -> Iterator[Result | UtteranceError]:
-    """Results of `load` in the order of `items`, up to `ahead` of them computed before they are asked for.
-
-    `ahead` may say for every item how many after it may be computed before its own result is asked for. An
-    `UtteranceError` is yielded in place of its result, so that one bad file does not end the stream. Every other
-    exception is raised at its place in the order.
-    """
-    with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
-        pending: deque[Future[Result]] = deque()
-        given = 0
-
-        def next_result() -> Result | UtteranceError:
-            nonlocal given
-            given += 1
-            try:
-                return pending.popleft().result()
-            except UtteranceError as error:
-                return error
-
-        try:
-            for item in items:
-                pending.append(pool.submit(load, item))
-                while pending and len(pending) > (ahead if isinstance(ahead, int) else ahead[given]):
-                    yield next_result()
-            while pending:
-                yield next_result()
-        finally:
-            for future in pending:
-                future.cancel()
-
-
-def length_sorted_batches(
-    items: Sequence[Item], seconds: Sequence[float], *, batch_seconds: float
-) -> list[list[Item]]:
-    """Batches of items of similar length, longest first, each padded to at most `batch_seconds`.
-
-    Longest first, so that a batch too large for the device shows at the start. An item that is longer than
-    `batch_seconds` makes a batch of its own.
-    """
-    order = sorted(range(len(items)), key=lambda i: (-seconds[i], i))
-    batches: list[list[Item]] = []
-    longest = 0.0
-    for i in order:
-        if not batches or (len(batches[-1]) + 1) * longest > batch_seconds:
-            batches.append([])
-            longest = seconds[i]
-        batches[-1].append(items[i])
-    return batches

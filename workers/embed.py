@@ -2,15 +2,15 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 import torch
 from lhotse import MonoCut
 from torch import Tensor
 
 from mvqkd.models.teachers import NonFiniteEmbeddingError, Teacher, WaveformError
-from mvqkd.workers.audio import AudioLoader, decode_ahead, length_sorted_batches
+from mvqkd.workers.audio import AudioLoader
 from mvqkd.workers.cuts import UtteranceError
+from mvqkd.workers.decode_ahead import decoded_batches, length_sorted_batches
 from mvqkd.workers.teacher import TeacherConfig, open_teacher
 
 
@@ -89,14 +89,10 @@ class Embedder:
             StorageError, OSError: audio cannot be reached, which is not the utterance's fault.
         """
         batches = length_sorted_batches(cuts, [c.duration for c in cuts], batch_seconds=self._batch_seconds)
-        ordered = [cut for batch in batches for cut in batch]
-        waveforms = decode_ahead(
-            ordered, self._loader, threads=self._decode_threads, ahead=_two_batches_ahead(batches)
-        )
-        for batch in batches:
+        decoded = decoded_batches(batches, self._loader, threads=self._decode_threads)
+        for batch, waveforms in zip(batches, decoded, strict=True):
             good: list[tuple[MonoCut, Tensor]] = []
-            for cut in batch:
-                waveform_T = next(waveforms)
+            for cut, waveform_T in zip(batch, waveforms, strict=True):
                 if isinstance(waveform_T, UtteranceError):
                     yield LeftOut(cut=cut, stage="load", error="UtteranceError", message=str(waveform_T))
                 else:
@@ -159,19 +155,6 @@ class Embedder:
             problem = f"the teacher's embeddings hold NaN or infinity: {str(error).rpartition(': ')[2]}"
             bad = {index: _left_out(batch[index][0], error, problem) for index in error.indexes}
             return error.embeddings, bad, ""
-
-
-def _two_batches_ahead(batches: Sequence[Sequence[MonoCut]]) -> list[int]:
-    """For every cut in order, how many more to decode, so that two batches after its own are ready.
-
-    While the teacher works on one batch the next is decoded. A count for all would hold too much audio: the
-    last batches have many short cuts, the first ones few long cuts.
-    """
-    ends = list(accumulate(len(batch) for batch in batches))
-    lasts = [*ends[2:], *ends[-1:], *ends[-1:]][: len(ends)]
-    position = range(ends[-1] if ends else 0)
-    last_of = [last for batch, last in zip(batches, lasts, strict=True) for _ in batch]
-    return [last - at - 1 for at, last in zip(position, last_of, strict=True)]
 
 
 def _left_out(cut: MonoCut, error: Exception, problem: str) -> LeftOut:

@@ -1,10 +1,8 @@
-"""Waveforms, the look-ahead of decoding, and batches by length."""
+"""Waveforms of cuts, and what is said of those that cannot be had."""
 
 import errno
 import io
 import pickle
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +17,7 @@ from s3_server import S3Server
 from workers_fakes import cut_of, sound, write_sound
 
 from mvqkd.storage.errors import StorageError
-from mvqkd.workers.audio import AudioLoader, decode_ahead, length_sorted_batches
+from mvqkd.workers.audio import AudioLoader
 from mvqkd.workers.cuts import UtteranceError
 
 load = AudioLoader(16_000)
@@ -190,70 +188,3 @@ def test_audio_in_s3(tmp_path: Path, s3_environment: S3Server, monkeypatch: pyte
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(StorageError, match="refused the credentials"):
         AudioLoader(16_000, s3=options)(cut)
-
-
-def test_decoding_keeps_the_order_and_looks_ahead() -> None:
-    started: list[int] = []
-
-    def slow_first(item: int) -> int:
-        started.append(item)
-        time.sleep(0.05 if item == 0 else 0)
-        return item * 10
-
-    stream = decode_ahead(range(100), slow_first, threads=4, ahead=8)
-    assert next(stream) == 0
-    assert len(started) <= 9
-    assert list(stream) == [item * 10 for item in range(1, 100)]
-
-
-def test_how_far_decoding_looks_ahead_may_change() -> None:
-    started: list[int] = []
-
-    def decode(item: int) -> int:
-        started.append(item)
-        return item
-
-    ahead = [1, 0, 4, 3, 2, 1, 2, 1, 0, 0]
-    stream = decode_ahead(range(10), decode, threads=1, ahead=ahead)
-    for item, more in enumerate(ahead):
-        assert next(stream) == item
-        time.sleep(0.02)
-        assert len(started) <= item + more + 1
-    assert list(stream) == [] and started == list(range(10))
-
-
-def test_decoding_runs_in_other_threads() -> None:
-    names = list(decode_ahead(range(8), lambda _: threading.current_thread().name, threads=2, ahead=4))
-    assert all(isinstance(name, str) and name.startswith("decode") for name in names)
-
-
-def test_bad_audio_stands_in_its_place_and_other_errors_are_raised() -> None:
-    def decode(item: int) -> int:
-        if item == 2:
-            raise UtteranceError("two", "bad")
-        if item == 4:
-            raise ZeroDivisionError("a bug")
-        return item
-
-    stream = decode_ahead(range(6), decode, threads=2, ahead=3)
-    assert [next(stream), next(stream)] == [0, 1]
-    error = next(stream)
-    assert isinstance(error, UtteranceError) and error.cut_id == "two"
-    assert next(stream) == 3
-    with pytest.raises(ZeroDivisionError, match="a bug"):
-        next(stream)
-
-
-def test_batches_are_bounded_by_padded_seconds() -> None:
-    rng = np.random.default_rng(0)
-    seconds = rng.uniform(0.5, 12.0, 200).tolist()
-    batches = length_sorted_batches(range(200), seconds, batch_seconds=40.0)
-    assert sorted(item for batch in batches for item in batch) == list(range(200))
-    assert all(len(batch) * max(seconds[item] for item in batch) <= 40.0 for batch in batches)
-    assert len(batches) < sum(seconds) / 40.0 * 1.3
-    assert max(seconds) == seconds[batches[0][0]]
-
-
-def test_long_item_makes_a_batch_of_its_own() -> None:
-    assert length_sorted_batches(["a", "b", "c"], [1.0, 100.0, 1.0], batch_seconds=4.0) == [["b"], ["a", "c"]]
-    assert length_sorted_batches([], [], batch_seconds=4.0) == []

@@ -30,11 +30,11 @@ HEADER = "id\tsplit\tspeaker\ttext\n"
 def folder_corpus(root: Path, lines: str, **settings: object) -> Corpus:
     root.mkdir(parents=True, exist_ok=True)
     (root / "transcripts.tsv").write_text(lines, encoding="utf-8")
-    return Corpus(CorpusConfig(format="folder", root=str(root), **settings))
+    return Corpus(CorpusConfig(format="folder", root=str(root), **settings), sample_rate_hz=16_000)
 
 
 def manifest_corpus(path: Path, **settings: object) -> Corpus:
-    return Corpus(CorpusConfig(format="cuts", train=str(path), **settings))
+    return Corpus(CorpusConfig(format="cuts", train=str(path), **settings), sample_rate_hz=16_000)
 
 
 def only(corpus: Corpus) -> MonoCut | Refused:
@@ -78,7 +78,7 @@ def test_bad_transcripts(tmp_path: Path, lines: str, message: str) -> None:
 
 
 def test_missing_transcripts(tmp_path: Path) -> None:
-    corpus = Corpus(CorpusConfig(format="folder", root=str(tmp_path)))
+    corpus = Corpus(CorpusConfig(format="folder", root=str(tmp_path)), sample_rate_hz=16_000)
     with pytest.raises(CorpusError, match=r"transcripts.tsv: no such file; see corpus.root"):
         list(corpus.cuts("train"))
 
@@ -86,7 +86,7 @@ def test_missing_transcripts(tmp_path: Path) -> None:
 def test_transcripts_of_another_encoding(tmp_path: Path) -> None:
     (tmp_path / "transcripts.tsv").write_bytes(HEADER.encode() + "one\ttrain\tann\tÉTÉ\n".encode("latin-1"))
     with pytest.raises(CorpusError, match=r"transcripts.tsv:\d: cannot be read .*write it again"):
-        list(Corpus(CorpusConfig(format="folder", root=str(tmp_path))).cuts("train"))
+        list(Corpus(CorpusConfig(format="folder", root=str(tmp_path)), sample_rate_hz=16_000).cuts("train"))
 
 
 def test_bad_audio_is_refused_and_the_rest_goes_on(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_trouble_of_the_store_is_not_the_utterances(
         file.good, file.trouble = good, trouble
         return file
 
-    monkeypatch.setattr("mvqkd.workers.corpus.corpus.open_binary", open_failing)
+    monkeypatch.setattr("mvqkd.workers.corpus.folder.open_binary", open_failing)
     with pytest.raises(type(trouble), match="the store broke off"):
         only(corpus)
 
@@ -146,7 +146,7 @@ def test_file_that_vanished_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
     write_sound(tmp_path / "audio/train/one.wav", 0.5)
     corpus = folder_corpus(tmp_path, HEADER + "one\ttrain\tann\tA CAT\n")
     monkeypatch.setattr(Failing, "trouble", FileNotFoundError("gone"))
-    monkeypatch.setattr("mvqkd.workers.corpus.corpus.open_binary", lambda url, options: Failing(url))
+    monkeypatch.setattr("mvqkd.workers.corpus.folder.open_binary", lambda url, options: Failing(url))
     refused = only(corpus)
     assert isinstance(refused, Refused) and "one.wav: the audio cannot be read (gone)" in refused.reason
 
@@ -218,7 +218,9 @@ def test_manifest_paths_are_under_the_root(tmp_path: Path) -> None:
     (cut,) = make_cuts(tmp_path / "audio", [0.5])
     cut.recording.sources = [AudioSource("file", [0], "audio/u000.wav")]
     write_manifest(tmp_path / "c.jsonl", [cut])
-    found = only(Corpus(CorpusConfig(format="cuts", root=str(tmp_path), train="c.jsonl")))
+    found = only(
+        Corpus(CorpusConfig(format="cuts", root=str(tmp_path), train="c.jsonl"), sample_rate_hz=16_000)
+    )
     assert isinstance(found, MonoCut)
     assert found.recording.sources[0].source == str(tmp_path / "audio/u000.wav")
 
@@ -284,7 +286,9 @@ def test_corpora_in_s3(tmp_path: Path, s3_environment: S3Server) -> None:
         fs.put(str(tmp_path / f"{cut.id}.wav"), f"{root}/audio/train/{cut.id}.wav")
     fs.pipe(f"{root}/transcripts.tsv", (HEADER + "u000\ttrain\tann\tA\nu001\ttrain\tann\tB\n").encode())
     load = AudioLoader(16_000, s3=options)
-    in_folder = list(Corpus(CorpusConfig(format="folder", root=root), options=options).cuts("train"))
+    in_folder = list(
+        Corpus(CorpusConfig(format="folder", root=root), sample_rate_hz=16_000, options=options).cuts("train")
+    )
     assert [cut.id for cut in in_folder if isinstance(cut, MonoCut)] == ["u000", "u001"]
     assert [load(cut).numel() for cut in in_folder if isinstance(cut, MonoCut)] == [8000, 4800]
 
@@ -294,12 +298,12 @@ def test_corpora_in_s3(tmp_path: Path, s3_environment: S3Server) -> None:
     lines = "".join(json.dumps(cut.to_dict()) + "\n" for cut in cuts)
     fs.pipe(f"{root}/cuts.jsonl.gz", gzip.compress(lines.encode()))
     config = CorpusConfig(format="cuts", root=root, train="cuts.jsonl.gz")
-    in_manifest = list(Corpus(config, options=options).cuts("train"))
+    in_manifest = list(Corpus(config, sample_rate_hz=16_000, options=options).cuts("train"))
     assert [load(cut).numel() for cut in in_manifest if isinstance(cut, MonoCut)] == [8000, 4800]
 
     wrong = CorpusConfig(format="folder", root=f"s3://{s3_environment.bucket}-wrong/corpus")
     with pytest.raises(CorpusError, match=r"s3://mvqkd-tests-wrong/corpus/transcripts.tsv: no such file"):
-        list(Corpus(wrong, options=options).cuts("train"))
+        list(Corpus(wrong, sample_rate_hz=16_000, options=options).cuts("train"))
 
 
 @pytest.mark.integration
@@ -308,4 +312,4 @@ def test_wrong_key_for_s3(s3_environment: S3Server, monkeypatch: pytest.MonkeyPa
     config = CorpusConfig(format="folder", root=f"s3://{s3_environment.bucket}/corpus")
     options = {"endpoint_url": s3_environment.endpoint_url}
     with pytest.raises(CorpusError, match=r"transcripts.tsv: cannot be read .*credentials"):
-        list(Corpus(config, options=options).cuts("train"))
+        list(Corpus(config, sample_rate_hz=16_000, options=options).cuts("train"))

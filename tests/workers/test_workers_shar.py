@@ -25,7 +25,11 @@ def write_shar(folder: Path, cuts: list[MonoCut], fields: dict[str, str] | None 
 
 
 def read(folder: Path | str, options: dict[str, str] | None = None) -> list[MonoCut | Refused]:
-    return list(Corpus(CorpusConfig(format="shar", train=str(folder)), options=options).cuts("train"))
+    return list(
+        Corpus(CorpusConfig(format="shar", train=str(folder)), sample_rate_hz=16_000, options=options).cuts(
+            "train"
+        )
+    )
 
 
 def test_same_as_lhotse(tmp_path: Path) -> None:

@@ -12,30 +12,23 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from lhotse import Recording
-from lhotse.audio import AudioSource
 from lhotse.cut import Cut
-from lhotse.serialization import deserialize_item
 
 from mvqkd.storage.location import open_location
+from mvqkd.workers.corpus.fields import check_recording, check_text
 from mvqkd.workers.corpus.files import CorpusError, open_binary, part_of, read_lines
+from mvqkd.workers.corpus.manifest import cut_of_object, object_of_line
+from mvqkd.workers.corpus.refusals import BadLine, FieldError, without_bad_lines
+from mvqkd.workers.cuts import Refused
 
 _CUTS = re.compile(r"cuts\.(\d+)\.jsonl(\.gz)?")
 _RECORDINGS = re.compile(r"recording\.(\d+)\.(tar|jsonl|jsonl\.gz)")
 
-
-def parse_cut(line: str, where: str) -> Cut:
-    """The cut of one manifest line. Raises `CorpusError`, naming `where`, for anything else."""
-    try:
-        cut = deserialize_item(json.loads(line))
-    except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
-        raise CorpusError(f"{where}: not a Lhotse cut ({error}); write the manifest again") from error
-    if not isinstance(cut, Cut):
-        raise CorpusError(f"{where}: a {type(cut).__name__}, not a Lhotse cut; give a manifest of cuts")
-    return cut
+Entry = tuple[str, dict[str, Any] | Refused | None]
+"""A cut's id, and its recording as JSON, or None where it has no audio, or what is wrong with it."""
 
 
-def read_shar(folder: str, options: Mapping[str, Any]) -> Iterator[Cut]:
+def read_shar(folder: str, options: Mapping[str, Any]) -> Iterator[Cut | Refused]:
     """The cuts of a Shar folder in order; those without audio have no recording.
 
     Raises:
@@ -54,22 +47,37 @@ def read_shar(folder: str, options: Mapping[str, Any]) -> Iterator[Cut]:
             f"{folder}: shards {', '.join(odd)} lack their cuts.* or recording.* file; copy it again"
         )
     for number in sorted(cuts):
-        cuts_url, audio_url = location.full_url(cuts[number]), location.full_url(recordings[number])
-        read = _tar_recordings if audio_url.endswith(".tar") else _listed_recordings
-        audio = read(audio_url, options)
-        for line_number, line in read_lines(cuts_url, options):
-            cut = parse_cut(line, f"{cuts_url}:{line_number}")
-            name, recording = next(audio, (None, None))
-            if name != cut.id:
-                raise CorpusError(
-                    f"{cuts_url}:{line_number}: cut {cut.id!r} meets {name!r} in {audio_url}; "
-                    "write the folder again"
-                )
-            cut.recording = recording
-            yield cut
+        lines = _read_shard(location.full_url(cuts[number]), location.full_url(recordings[number]), options)
+        yield from without_bad_lines(lines, wanted="cuts", remedy="write the folder again")
 
 
-def _tar_recordings(url: str, options: Mapping[str, Any]) -> Iterator[tuple[str, Recording | None]]:
+def _read_shard(
+    cuts_url: str, audio_url: str, options: Mapping[str, Any]
+) -> Iterator[Cut | Refused | BadLine]:
+    """Cuts and audio of a shard stand in the same order; a cut that is refused still takes its audio along."""
+    read = _tar_recordings if audio_url.endswith(".tar") else _listed_recordings
+    audio = read(audio_url, options)
+    for number, line in read_lines(cuts_url, options):
+        where = f"{cuts_url}:{number}"
+        data = object_of_line(line, where)
+        name, recording = next(audio, (None, None))
+        if isinstance(data, dict) and isinstance(data.get("id"), str) and name != data["id"]:
+            raise CorpusError(
+                f"{where}: cut {data['id']!r} meets {name!r} in {audio_url}; write the folder again"
+            )
+        if not isinstance(data, dict) or isinstance(recording, Refused):
+            yield data if not isinstance(data, dict) else recording
+            continue
+        data["recording"] = recording
+        yield cut_of_object(data, where)
+    for name, _ in audio:
+        yield Refused(
+            cut_id=name,
+            reason=f"{audio_url}: has its audio, but {cuts_url} ends before; write the folder again",
+        )
+
+
+def _tar_recordings(url: str, options: Mapping[str, Any]) -> Iterator[Entry]:
     """Cut ids and recordings of a tar file that holds audio and its manifest in turn."""
     try:
         with open_binary(url, options) as file, tarfile.open(fileobj=file, mode="r:") as tar:
@@ -86,22 +94,44 @@ def _tar_recordings(url: str, options: Mapping[str, Any]) -> Iterator[tuple[str,
                     continue
                 content = tar.extractfile(meta)
                 assert content is not None, "a manifest in a tar file is a regular file"
-                recording = Recording.from_dict(json.loads(content.read()))
                 part = part_of(url, data.offset_data, data.offset_data + data.size)
-                recording.sources = [AudioSource("url", recording.channel_ids, part)]
-                yield name, recording
+                yield name, _recording_in_tar(name, content.read(), part, f"{url}: {meta.name}")
                 tar.members = []  # type: ignore[attr-defined]  # tarfile keeps all it has seen
-    except (tarfile.TarError, OSError, EOFError, json.JSONDecodeError, KeyError, TypeError) as error:
+    except (tarfile.TarError, OSError, EOFError) as error:
         raise CorpusError(f"{url}: a damaged Shar file ({error}); write or copy the folder again") from error
 
 
-def _listed_recordings(url: str, options: Mapping[str, Any]) -> Iterator[tuple[str, Recording | None]]:
+def _recording_in_tar(name: str, content: bytes, part: str, where: str) -> dict[str, Any] | Refused:
+    """The recording of a cut, with its bytes in the tar file as its one source."""
+    problem = "not a recording"
+    try:
+        data = object_of_line(content.decode(), where)
+        if isinstance(data, Refused):
+            return data
+        if isinstance(data, dict):
+            channels = data.get("channel_ids") or sorted(c for s in data["sources"] for c in s["channels"])
+            data["sources"] = [{"type": "url", "channels": channels, "source": part}]
+            check_recording(data)
+            return data
+    except (UnicodeDecodeError, KeyError, TypeError, AttributeError, FieldError) as error:
+        problem = f"not a recording that can be used ({error})"
+    return Refused(cut_id=name, reason=f"{where}: {problem}; write the folder again")
+
+
+def _listed_recordings(url: str, options: Mapping[str, Any]) -> Iterator[Entry]:
     """Cut ids and recordings of a Shar folder that refers to audio elsewhere."""
     for number, line in read_lines(url, options):
         try:
             item = json.loads(line)
-            yield item["cut_id"], Recording.from_dict(item["recording"]) if "recording" in item else None
-        except (ValueError, KeyError, TypeError) as error:
+            name, recording = item["cut_id"], item.get("recording")
+            if not isinstance(name, str):
+                raise TypeError(f"cut_id is {name!r}")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CorpusError(
                 f"{url}:{number}: not a Shar recording ({error}); write the folder again"
             ) from error
+        try:
+            check_text(line, item)
+        except FieldError as error:
+            recording = Refused(cut_id=name, reason=f"{url}:{number}: {error}")
+        yield name, recording

@@ -1,0 +1,105 @@
+"""Decoding ahead in threads, batches of similar length, and the one loop over batches that all workers share."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+from mvqkd.workers.cuts import UtteranceError
+
+BATCHES_AHEAD = 2
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def decoded_batches(
+    batches: Iterable[Sequence[Item]], load: Callable[[Item], Result], *, threads: int
+) -> Iterator[list[Result | UtteranceError]]:
+    """The results of `load` for every item of every batch, in the order given.
+
+    While the caller works on one batch, the two after it are loaded. They are counted in batches and not in
+    items, because length-sorted batches hold few long items or many short ones. `batches` may be a generator:
+    it is drawn on in the caller's thread, three batches before their end at most.
+
+    Args:
+        batches: any items; an empty batch gives an empty list.
+        load: called in threads, several at a time.
+        threads: how many.
+
+    Returns:
+        For each batch its results; an `UtteranceError` stands in place of its result, so that one bad file does
+        not end the stream. Every other exception is raised when its batch is asked for. Closing the iterator
+        drops what has not begun.
+    """
+    with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
+        waiting: deque[list[Future[Result]]] = deque()
+        try:
+            for batch in batches:
+                waiting.append([pool.submit(load, item) for item in batch])
+                if len(waiting) > BATCHES_AHEAD:
+                    yield _results(waiting)
+            while waiting:
+                yield _results(waiting)
+        finally:
+            for futures in waiting:
+                _cancel(futures)
+
+
+def decode_ahead(
+    items: Iterable[Item], load: Callable[[Item], Result], *, threads: int, ahead: int
+) -> Iterator[Result | UtteranceError]:
+    """Results of `load` in the order of `items`, up to `ahead` of them computed before they are asked for.
+
+    An `UtteranceError` is yielded in place of its result. Every other exception is raised at its place in the
+    order.
+    """
+    with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
+        waiting: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(load, item))
+                if len(waiting) > ahead:
+                    yield _result(waiting.popleft())
+            while waiting:
+                yield _result(waiting.popleft())
+        finally:
+            _cancel(waiting)
+
+
+def length_sorted_batches(
+    items: Sequence[Item], seconds: Sequence[float], *, batch_seconds: float
+) -> list[list[Item]]:
+    """Batches of items of similar length, longest first, each padded to at most `batch_seconds`.
+
+    Longest first, so that a batch too large for the device shows at the start. An item that is longer than
+    `batch_seconds` makes a batch of its own.
+    """
+    order = sorted(range(len(items)), key=lambda i: (-seconds[i], i))
+    batches: list[list[Item]] = []
+    longest = 0.0
+    for i in order:
+        if not batches or (len(batches[-1]) + 1) * longest > batch_seconds:
+            batches.append([])
+            longest = seconds[i]
+        batches[-1].append(items[i])
+    return batches
+
+
+def _results(waiting: "deque[list[Future[Result]]]") -> list[Result | UtteranceError]:
+    # The batch leaves the queue only when it is through: where one of it raises, the others are dropped too.
+    results = [_result(future) for future in waiting[0]]
+    waiting.popleft()
+    return results
+
+
+def _result(future: "Future[Result]") -> Result | UtteranceError:
+    try:
+        return future.result()
+    except UtteranceError as error:
+        return error
+
+
+def _cancel(futures: "Iterable[Future[Result]]") -> None:
+    for future in futures:
+        future.cancel()
