@@ -6,7 +6,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
-from mvqkd.models.quantizer import FitConfig
 from mvqkd.pipeline.cluster.actors import EmbedderSpec, ExtractActor, FitActor, remote
 from mvqkd.pipeline.cluster.connect import (
     check_fits,
@@ -17,6 +16,7 @@ from mvqkd.pipeline.cluster.connect import (
     start_board,
 )
 from mvqkd.pipeline.cluster.dispatch import dispatch
+from mvqkd.pipeline.errors import StageError
 from mvqkd.pipeline.run_folder import SAMPLE_RATE_HZ, Run
 from mvqkd.pipeline.show.progress import Bar, bar, say
 from mvqkd.storage.contract import TableContract
@@ -32,10 +32,6 @@ from mvqkd.workers.plan import Plan, make_plan
 from mvqkd.workers.sample import draw_sample
 
 TEACHER_FRAME_RATE_HZ = 50.0  # of every teacher that is known; the table's contract has the exact one
-
-
-class StageError(RuntimeError):
-    """A stage cannot do its work; the message says what is missing and which command makes it."""
 
 
 def plan_part(run: Run, part: Literal["train", "test"], *, reuse: bool) -> Plan:
@@ -118,24 +114,6 @@ def fit_stage(run: Run) -> dict[str, Any]:
         seed=config.seed,
     )
     paper = config.method == "paper"
-    expected_steps = config.phase_one_steps + config.phase_two_steps if paper else 2 * config.anneal_rounds
-    fit_config = FitConfig(
-        num_codebooks=config.num_codebooks,
-        codebook_size=config.codebook_size,
-        method=config.method,
-        batch_size=config.batch_size,
-        predictability=config.predictability,
-        ordered=config.ordered,
-        round_frames=config.round_frames,
-        anneal_rounds=config.anneal_rounds,
-        tolerance=config.tolerance,
-        phase_one_steps=config.phase_one_steps,
-        phase_two_steps=config.phase_two_steps,
-        lr=config.lr,
-        seed=config.seed,
-        valid_every=max(1, expected_steps // 20),
-        state_every=max(1, expected_steps // 20),
-    )
     with cluster(run.config.cluster):
         _, gpus = resources()
         board = start_board()
@@ -145,7 +123,7 @@ def fit_stage(run: Run) -> dict[str, Any]:
         spec = _embedder_spec(run, compute_threads=threads, gpus=gpus_each)
         arguments = {
             "location": run.quantizer,
-            "config": fit_config,
+            "config": config.fit_config(),
             "max_frames": config.max_frames,
             "settings": settings,
             "board": board,

@@ -15,11 +15,9 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from mvqkd.pipeline.errors import PoolError
+
 POLL_S = 0.5
-
-
-class PoolError(RuntimeError):
-    """No worker can start, so no shard can be served; the message holds the last worker's error."""
 
 
 @dataclass(kw_only=True)

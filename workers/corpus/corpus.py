@@ -5,52 +5,23 @@ Nothing here holds more than one cut at a time, so ten million of them cost no m
 
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal
 
 import soundfile
 from lhotse import MonoCut, MultiCut, Recording, SupervisionSegment
 from lhotse.audio import AudioSource
 from lhotse.cut import Cut
 from lhotse.utils import fastcopy
-from pydantic import Field, model_validator
 
 from mvqkd.storage.location import open_location
 from mvqkd.workers.audio import decode_ahead
+from mvqkd.workers.corpus.config import CorpusConfig
 from mvqkd.workers.corpus.files import CorpusError, WatchedFile, full_path, open_binary, read_lines
 from mvqkd.workers.corpus.shar import parse_cut, read_shar
 from mvqkd.workers.cuts import Refused, UtteranceError
-from mvqkd.workers.section import Section
 
 AUDIO_EXTENSIONS = (".flac", ".wav", ".ogg", ".mp3", ".opus")
 COLUMNS = ("id", "split", "speaker", "text")
-
-
-class CorpusConfig(Section):
-    """Where the audio and the transcripts are.
-
-    `folder`: `root/transcripts.tsv` (header: id, split, speaker, text) and `root/audio/<split>/<id>.<ext>`;
-    `train` and `test` name splits. `cuts`: `train` and `test` are Lhotse cut manifests (.jsonl, .jsonl.gz).
-    `shar`: `train` and `test` are Lhotse Shar folders. Paths may be local or `s3://`; relative ones, those of
-    the audio inside a manifest too, are under `root`. `channel` chooses one channel of audio that has
-    several. `allow_upsampling` accepts audio below the teacher's sampling rate.
-    """
-
-    format: Literal["folder", "cuts", "shar"] = "folder"
-    root: str | None = None
-    train: str = "train"
-    test: str | None = "test"
-    min_duration_s: Annotated[float, Field(gt=0)] = 0.1
-    max_duration_s: Annotated[float, Field(gt=0)] = 30.0
-    channel: Annotated[int, Field(ge=0)] | None = None
-    allow_upsampling: bool = False
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.format == "folder" and not self.root:
-            raise ValueError("format 'folder' needs corpus.root, the folder that holds transcripts.tsv")
-        if self.min_duration_s >= self.max_duration_s:
-            raise ValueError("min_duration_s must be below max_duration_s")
-        return self
 
 
 class Corpus:
