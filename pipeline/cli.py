@@ -1,13 +1,20 @@
-"""The command line: `mvqkd plan | fit | extract | distill | decode | run RUN.yaml`, `mvqkd inspect TABLE`."""
+"""The command line: `mvqkd plan | fit | extract | distill | decode | run RUN.yaml`, `mvqkd init CORPUS TEACHER`,
+`mvqkd inspect TABLE`."""
 
 import json
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from mvqkd import __version__
+from mvqkd.pipeline.errors import PoolError, StageError
+
+if TYPE_CHECKING:
+    from mvqkd.pipeline.run_folder import Run
 
 app = typer.Typer(
     name="mvqkd",
@@ -16,9 +23,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help=(
         "Distil a large speech teacher into a small recognizer through codebook indexes (MVQ-KD).\n\n"
-        "One run file describes a run; configs/ holds examples. The stages are plan (cut the corpus into shards), "
-        "fit (train the quantizer on a sample), extract (write the index table), distill (train a student), decode "
-        "(recognize the test part); `run` does them all. Every stage can be repeated: what is fitted, "
+        "One run file describes a run; init writes one, configs/ holds examples. The stages are plan (cut the corpus "
+        "into shards), fit (train the quantizer on a sample), extract (write the index table), distill (train a student), "
+        "decode (recognize the test part); `run` does them all. Every stage can be repeated: what is fitted, "
         "extracted or trained is not done again."
     ),
 )
@@ -33,33 +40,66 @@ AsJson = Annotated[
 ]
 StudentName = Annotated[
     str | None,
-    typer.Option("--student", metavar="NAME", help="mvqkd, or baseline for the same student without codes."),
+    typer.Option(
+        "--student",
+        metavar="NAME",
+        help="A student of the run file; without a list there are mvqkd and baseline (no codes).",
+    ),
 ]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"mvqkd {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of the program itself; the app's help is what people see."""
+
+
+# Each command imports its stage itself, so that none waits for what only another one needs.
 
 
 @app.command()
 def plan(run_file: RunFile, set_: Overrides = None, as_json: AsJson = False) -> None:
     """Cut the corpus into shards and say what extraction will make."""
-    from mvqkd.pipeline import stages
 
-    _stage(stages.plan_stage, run_file, set_, as_json)
+    def work(run: "Run") -> dict[str, Any]:
+        from mvqkd.pipeline.stages.plan import plan_stage
+
+        return plan_stage(run)
+
+    _stage(work, run_file, set_, as_json)
 
 
 @app.command()
 def fit(run_file: RunFile, set_: Overrides = None, as_json: AsJson = False) -> None:
     """Train the quantizer on a sample of the corpus."""
-    from mvqkd.pipeline import stages
 
-    _stage(stages.fit_stage, run_file, set_, as_json)
+    def work(run: "Run") -> dict[str, Any]:
+        from mvqkd.pipeline.stages.fit import fit_stage
+
+        return fit_stage(run)
+
+    _stage(work, run_file, set_, as_json)
 
 
 @app.command()
 def extract(run_file: RunFile, set_: Overrides = None, as_json: AsJson = False) -> None:
     """Write the index table; only shards that it does not have are computed."""
-    from mvqkd.pipeline import stages
 
-    result = _stage(stages.extract_stage, run_file, set_, as_json)
-    if result["shards_failed"]:
+    def work(run: "Run") -> dict[str, Any]:
+        from mvqkd.pipeline.stages.extract import extract_stage
+
+        return extract_stage(run)
+
+    if _stage(work, run_file, set_, as_json)["shards_failed"]:
         raise typer.Exit(3)
 
 
@@ -68,9 +108,14 @@ def distill(
     run_file: RunFile, set_: Overrides = None, student: StudentName = None, as_json: AsJson = False
 ) -> None:
     """Train a student from the index table."""
-    from mvqkd.pipeline import students
 
-    _stage(lambda run: students.distill_stage(run, student), run_file, set_, as_json)
+    def work(run: "Run") -> dict[str, Any]:
+        name = _known_student(run, student)
+        from mvqkd.pipeline.stages.distill import distill_stage
+
+        return distill_stage(run, name)
+
+    _stage(work, run_file, set_, as_json)
 
 
 @app.command()
@@ -78,19 +123,60 @@ def decode(
     run_file: RunFile, set_: Overrides = None, student: StudentName = None, as_json: AsJson = False
 ) -> None:
     """Recognize the test part with a student and count the errors."""
-    from mvqkd.pipeline import students
 
-    _stage(lambda run: students.decode_stage(run, student), run_file, set_, as_json)
+    def work(run: "Run") -> dict[str, Any]:
+        name = _known_student(run, student)
+        from mvqkd.pipeline.stages.decode import decode_stage
+
+        return decode_stage(run, name)
+
+    _stage(work, run_file, set_, as_json)
 
 
 @app.command()
 def run(run_file: RunFile, set_: Overrides = None, as_json: AsJson = False) -> None:
     """All stages, with and without distillation, and a table of what came out."""
-    from mvqkd.pipeline import run_all as whole
 
-    result = _stage(whole.run_all, run_file, set_, as_json, show=whole.print_report)
-    if result["extract"]["shards_failed"]:
+    def work(run: "Run") -> dict[str, Any]:
+        from mvqkd.pipeline.run_all import run_all
+
+        return run_all(run)
+
+    def show(report: dict[str, Any]) -> None:
+        from mvqkd.pipeline.show.run_table import print_report
+
+        print_report(report)
+
+    if _stage(work, run_file, set_, as_json, show=show)["extract"]["shards_failed"]:
         raise typer.Exit(3)
+
+
+@app.command()
+def init(
+    corpus: Annotated[
+        str,
+        typer.Argument(
+            help="Folder with transcripts.tsv, Lhotse Shar folder or cut manifest (.jsonl, .jsonl.gz).",
+            show_default=False,
+        ),
+    ],
+    teacher: Annotated[
+        str, typer.Argument(help="Folder of a transformers checkpoint, or a hub name.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="RUN.yaml", help="Where to write it.")] = Path(
+        "run.yaml"
+    ),
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a commented run file for a corpus and a teacher."""
+
+    def work() -> dict[str, Any]:
+        from mvqkd.pipeline.init import write_run_file
+
+        return write_run_file(corpus, teacher, out, force=force)
+
+    _finish(work, as_json)
 
 
 @app.command()
@@ -104,18 +190,23 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Contract, rows, hours, bytes, reconstruction loss and code usage of an index table."""
-    from mvqkd.pipeline.run_config import load_storage_config
-    from mvqkd.storage.location import open_location
-    from mvqkd.storage.summary import inspect_table
-    from mvqkd.storage.table import IndexTable
 
-    def look() -> dict[str, Any]:
-        location = open_location(table, options=load_storage_config(table, set_ or []).options)
+    def work() -> dict[str, Any]:
+        from mvqkd.storage.location import open_location
+        from mvqkd.storage.summary import inspect_table
+        from mvqkd.storage.table import IndexTable
+
+        options: dict[str, str] = {}
+        if set_:
+            from mvqkd.pipeline.run_file import load_storage_config
+
+            options = load_storage_config(table, set_).options
+        location = open_location(table, options=options)
         if verify:
             IndexTable.open(location).verify()
         return inspect_table(location).to_dict()
 
-    _finish(look, as_json)
+    _finish(work, as_json)
 
 
 def main() -> None:
@@ -124,32 +215,45 @@ def main() -> None:
     app()
 
 
+def _known_student(run: "Run", name: str | None) -> str:
+    """The student that is meant, which the run file has; told before anything slow is imported."""
+    name = run.config.default_student() if name is None else name
+    run.config.student_settings(name)
+    return name
+
+
 def _stage(
-    work: Callable[[Any], dict[str, Any]],
+    work: Callable[["Run"], dict[str, Any]],
     run_file: Path,
     overrides: list[str] | None,
     as_json: bool,
     show: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    from mvqkd.pipeline.run_config import load_config
-    from mvqkd.pipeline.run_folder import Run
+    def whole() -> dict[str, Any]:
+        from mvqkd.pipeline.run_file import load_config
 
-    return _finish(lambda: work(Run(load_config(run_file, overrides or []))), as_json, show)
+        config = load_config(run_file, overrides or [])
+        from mvqkd.pipeline.run_folder import Run
+
+        return work(Run(config))
+
+    return _finish(whole, as_json, show)
 
 
 def _finish(
     work: Callable[[], dict[str, Any]], as_json: bool, show: Callable[[dict[str, Any]], None] | None = None
 ) -> dict[str, Any]:
     """Do the work and print its result; turn expected errors into a message and an exit code."""
-    from mvqkd.pipeline.cluster.dispatch import PoolError
-    from mvqkd.pipeline.stages import StageError
-
     try:
         result = work()
-    # ValueError is what every room raises for bad input, with a message for the user.
-    except (ValueError, StageError, PoolError, ConnectionError) as error:
-        print(f"mvqkd: {error}", file=sys.stderr)
+    # ValueError is what every room raises for bad input, with a message for the user; OSError is a disk's or a
+    # network's.
+    except (ValueError, StageError, PoolError, OSError) as error:
+        print(f"mvqkd: {_message(error)}", file=sys.stderr)
         raise typer.Exit(2) from error
+    except KeyboardInterrupt as error:
+        print("mvqkd: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        raise typer.Exit(130) from error
     if as_json:
         print(json.dumps(result), flush=True)
     elif show is not None:
@@ -157,6 +261,13 @@ def _finish(
     else:
         _print_result(result)
     return result
+
+
+def _message(error: Exception) -> str:
+    """What the operating system says, in the order of all other messages: the place, then what is wrong."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}; check the path and its permissions"
+    return str(error) or type(error).__name__
 
 
 def _print_result(result: dict[str, Any], prefix: str = "") -> None:

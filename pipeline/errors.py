@@ -1,4 +1,4 @@
-"""Errors of the user's making: each message names the key, file or stage, what is wrong and what to do."""
+"""What a command says and ends with when it cannot do its work; light, so that every command may import it."""
 
 
 class ConfigError(ValueError):
@@ -7,3 +7,7 @@ class ConfigError(ValueError):
 
 class StageError(RuntimeError):
     """A stage cannot do its work; the message says what is missing and which command makes it."""
+
+
+class PoolError(RuntimeError):
+    """No worker can start, so no item can be served; the message holds the last worker's error."""

@@ -1,100 +1,149 @@
-"""The run configuration: one YAML file, every key checked before anything starts.
+"""The run configuration: its sections put together, and what they demand of one another.
 
 Sections are the rooms of a run: `corpus`, `teacher`, `quantizer`, `extract`, `table`, `student`, `distill`,
-`cluster`, `storage`. Unknown keys, wrong types and impossible combinations are refused with the key's path.
+`students`, `cluster`, `storage`. Each stands next to the code that it configures, those of the driver stand here.
+`run_file` reads them from YAML. Nothing here needs torch, Ray or Lhotse, so a wrong run file is told at once.
 """
 
-import difflib
 import re
-from collections.abc import Sequence
 from dataclasses import fields
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    PlainValidator,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails
 
-from mvqkd.models.students.conformer import StudentConfig
-from mvqkd.workers.corpus.corpus import CorpusConfig
+from mvqkd.models.quantizer.fit_config import FitConfig, FitSettings
+from mvqkd.models.students.config import StudentConfig
+from mvqkd.pipeline.errors import ConfigError
+from mvqkd.workers.corpus.config import CorpusConfig
 from mvqkd.workers.distill.settings import DistillConfig
-from mvqkd.workers.section import Section
+from mvqkd.workers.section import SPEED_ONLY, KeysOf, PathText, Section, Seed, Text
 from mvqkd.workers.teacher import TeacherConfig
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 
 
-class ConfigError(ValueError):
-    """The run file or an override is wrong; the message holds the key's path and a remedy."""
+class QuantizerConfig(Section, FitSettings):
+    """The multi-codebook quantizer and the sample that it is trained on.
 
-
-class QuantizerConfig(Section):
-    """The multi-codebook quantizer and the sample that it is trained on."""
+    The keys of the fit are the fields of `FitSettings`; only what a table can hold is narrower here.
+    """
 
     num_codebooks: Annotated[int, Field(ge=1, le=64)] = 8
     codebook_size: Literal[16, 256] = 256
-    method: Literal["lsq", "paper"] = "lsq"
-    predictability: Annotated[float, Field(ge=0)] = 0.0015
-    ordered: bool = False
-    round_frames: PositiveInt = 32_768
-    anneal_rounds: PositiveInt = 60
-    tolerance: PositiveFloat = 0.001
-    phase_one_steps: PositiveInt = 10_000
-    phase_two_steps: PositiveInt = 10_000
-    batch_size: PositiveInt = 512
-    lr: PositiveFloat = 0.005
     sample_hours: PositiveFloat = 20.0
     max_frames: PositiveInt = 400_000
     valid_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
-    seed: int = 1
+    seed: Seed = 1
+
+    def fit_config(self) -> FitConfig:
+        """How to fit, as `models.quantizer` takes it; measured and kept some twenty times on the way."""
+        paper = self.method == "paper"
+        steps = self.phase_one_steps + self.phase_two_steps if paper else 2 * self.anneal_rounds
+        every = max(1, steps // 20)
+        settings = {field.name: getattr(self, field.name) for field in fields(FitSettings)}
+        return FitConfig(**settings, seed=self.seed, valid_every=every, state_every=every)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.ordered and self.method != "lsq":
-            raise ValueError(
-                "quantizer.ordered needs quantizer.method lsq: the schedule of the paper knows no order"
-            )
+        self.__post_init__()
         return self
+
+    @model_serializer(mode="wrap")
+    def _dump(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Quantizers from before there was this key hold no such setting, and are compared with this.
+        content: dict[str, Any] = handler(self)
+        if content.get("max_seconds") is None:
+            content.pop("max_seconds", None)
+        return content
 
 
 class ExtractConfig(Section):
     """How the corpus is cut into shards and how the actors work."""
 
     shard_hours: PositiveFloat = 5.0
-    batch_seconds: PositiveFloat = 120.0
-    decode_threads: PositiveInt = 2
-    actors: PositiveInt | Literal["auto"] = "auto"
-    gpus_per_actor: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
-    cpus_per_actor: PositiveFloat = 1.0
-    max_attempts: PositiveInt = 3
-    shard_timeout_s: PositiveFloat | None = None
+    batch_seconds: Annotated[PositiveFloat, SPEED_ONLY] = 120.0
+    decode_threads: Annotated[PositiveInt, SPEED_ONLY] = 2
+    actors: Annotated[PositiveInt | Literal["auto"], SPEED_ONLY] = "auto"
+    gpus_per_actor: Annotated[Annotated[float, Field(ge=0)] | Literal["auto"], SPEED_ONLY] = "auto"
+    cpus_per_actor: Annotated[PositiveFloat, SPEED_ONLY] = 1.0
+    max_attempts: Annotated[PositiveInt, SPEED_ONLY] = 3
+    shard_timeout_s: Annotated[PositiveFloat | None, SPEED_ONLY] = None
     max_unreadable: Annotated[float, Field(ge=0, le=1)] = 0.2
 
 
 class TableConfig(Section):
     """The index table; its folder is `<storage.root>/table` unless `path` says otherwise."""
 
-    path: str | None = None
+    path: PathText | None = None
 
 
 class ClusterConfig(Section):
-    """The Ray cluster: `local` starts one in this process, `auto` joins the one this process belongs to."""
+    """Where stages run: `local` starts a Ray in this process, `auto` joins the one this process belongs to, an address
+    joins that one, and `none` does without Ray: all work is done in this process."""
 
-    address: str = "local"
+    address: Text = "local"
     num_cpus: PositiveInt | None = None
 
 
 class StorageConfig(Section):
     """Where all results go: a folder or an `s3://bucket/prefix`. Keys and secrets come from the environment."""
 
-    root: str
-    endpoint_url: str | None = None
-    region: str | None = None
+    root: PathText
+    endpoint_url: Text | None = None
+    region: Text | None = None
 
     @property
     def options(self) -> dict[str, str]:
         """Non-secret options of the object store, for `storage.open_location`."""
         return {k: v for k, v in (("endpoint_url", self.endpoint_url), ("region", self.region)) if v}
+
+
+class _StudentSection(Section, StudentConfig):
+    """The keys of the plain dataclass, checked as strictly as those of any other section."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        self.__post_init__()
+        return self
+
+
+def _student_config(value: Any) -> StudentConfig:
+    if isinstance(value, StudentConfig) and not isinstance(value, Section):
+        return value
+    return StudentConfig(**_StudentSection.model_validate(value).model_dump())
+
+
+class StudentOverrides(Section):
+    """The keys of `student` and `distill` in which one student differs from these two sections."""
+
+    student: Annotated[dict[str, Any], KeysOf(StudentConfig)] = Field(default={})
+    distill: Annotated[dict[str, Any], KeysOf(DistillConfig)] = Field(default={})
+
+
+def _at_least_one(students: dict[str, StudentOverrides]) -> dict[str, StudentOverrides]:
+    if not students:
+        raise ValueError("names no student; add one, or remove the section for the usual two")
+    return students
+
+
+def _folder_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", name):
+        raise ValueError("a student's name has letters, digits, - and _ only, since a folder is called so")
+    return name
+
+
+StudentName = Annotated[str, AfterValidator(_folder_name)]
+Students = Annotated[dict[StudentName, StudentOverrides], AfterValidator(_at_least_one)]
 
 
 class RunConfig(Section, strict=False):
@@ -105,136 +154,112 @@ class RunConfig(Section, strict=False):
     quantizer: QuantizerConfig = QuantizerConfig()
     extract: ExtractConfig = ExtractConfig()
     table: TableConfig = TableConfig()
-    student: StudentConfig = StudentConfig()
+    student: Annotated[StudentConfig, PlainValidator(_student_config)] = StudentConfig()
     distill: DistillConfig = DistillConfig()
+    students: Students | None = None
     cluster: ClusterConfig = ClusterConfig()
     storage: StorageConfig
 
+    def student_names(self) -> list[str]:
+        """The students that a run trains, in order.
+
+        Without a section `students` they are `baseline`, the same student without codes (unless
+        `distill.baseline` is false), and `mvqkd` (unless `distill.loss_scale` is 0).
+        """
+        if self.students is not None:
+            return list(self.students)
+        if self.distill.loss_scale == 0:
+            return ["baseline"]
+        return ["baseline", "mvqkd"] if self.distill.baseline else ["mvqkd"]
+
+    def default_student(self) -> str:
+        """The student that is meant where none is named: `mvqkd`, or the only one.
+
+        Raises:
+            ConfigError: there are several and none is called `mvqkd`.
+        """
+        names = self.student_names()
+        if "mvqkd" in names:
+            return "mvqkd"
+        if len(names) == 1:
+            return names[0]
+        raise ConfigError(f"which student? There are {', '.join(names)}; choose with --student NAME")
+
+    def student_settings(self, name: str) -> tuple[StudentConfig, DistillConfig]:
+        """Sizes and training of one student.
+
+        Raises:
+            ConfigError: there is no student of this name.
+        """
+        if self.students is None:
+            if name == "baseline":
+                return self.student, self.distill.model_copy(update={"loss_scale": 0.0})
+            if name == "mvqkd":
+                return self.student, self.distill
+        elif name in self.students:
+            return self._merged(name, self.students[name])
+        known = ["baseline", "mvqkd"] if self.students is None else list(self.students)
+        raise ConfigError(
+            f"no student {name!r}; there are {', '.join(known)}, and the section `students` of the run file names more"
+        )
+
+    def _merged(self, name: str, overrides: StudentOverrides) -> tuple[StudentConfig, DistillConfig]:
+        """Raises ValidationError with the place of each wrong key in the run file."""
+        problems: list[InitErrorDetails] = []
+        sections: dict[str, Any] = {}
+        base = {field.name: getattr(self.student, field.name) for field in fields(StudentConfig)}
+        for section, model, keys, changed in (
+            ("student", _StudentSection, base, overrides.student),
+            ("distill", DistillConfig, self.distill.model_dump(), overrides.distill),
+        ):
+            try:
+                sections[section] = model.model_validate({**keys, **changed})
+            except ValidationError as error:
+                problems += [
+                    InitErrorDetails(
+                        type=problem["type"],
+                        loc=("students", name, section, *problem["loc"]),
+                        input=problem["input"],
+                        ctx=problem.get("ctx", {}),
+                    )
+                    for problem in error.errors()
+                ]
+        if problems:
+            raise ValidationError.from_exception_data("students", problems)
+        return _student_config(sections["student"].model_dump()), sections["distill"]
+
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.distill.student_layer > self.student.num_layers:
-            raise ValueError(
-                f"distill.student_layer {self.distill.student_layer} is beyond the last layer of the student "
-                f"(student.num_layers {self.student.num_layers})"
-            )
         if self.teacher.dtype == "float16" and self.teacher.device == "cpu":
             raise ValueError(
                 "teacher.dtype float16 needs CUDA: use bfloat16 or float32, or another teacher.device"
             )
-        longest = self.corpus.max_duration_s
-        for key, seconds in (
-            ("extract", self.extract.batch_seconds),
-            ("distill", self.distill.batch_seconds),
-        ):
-            if seconds < longest:
+        self._check_longest("extract", self.extract.batch_seconds)
+        if self.students is None:
+            self._check_student("", self.student, self.distill)
+            return self
+        for name, overrides in self.students.items():
+            student, distill = self._merged(name, overrides)
+            self._check_student(f"students.{name}: ", student, distill)
+            if name == "baseline" and distill.loss_scale > 0:
                 raise ValueError(
-                    f"{key}.batch_seconds {seconds} is less than one utterance may last "
-                    f"(corpus.max_duration_s {longest}): raise the first or lower the second"
+                    f"students.baseline: its distill.loss_scale is {distill.loss_scale}, but `baseline` is reported as "
+                    "the student without codes; set students.baseline.distill.loss_scale to 0, or rename it"
                 )
         return self
 
+    def _check_student(self, where: str, student: StudentConfig, distill: DistillConfig) -> None:
+        if distill.student_layer > student.num_layers:
+            raise ValueError(
+                f"{where}distill.student_layer {distill.student_layer} is beyond the last layer of the student "
+                f"(student.num_layers {student.num_layers})"
+            )
+        self._check_longest(f"{where}distill", distill.batch_seconds)
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which `1e-3` is a number, as everybody expects; YAML 1.1 calls it text."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a run file and apply `a.b=c` overrides (values are YAML).
-
-    Raises:
-        ConfigError: the file is missing or not YAML, or a key or value is wrong; all problems at once.
-    """
-    path = Path(path)
-    try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such run file; configs/ holds examples") from error
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); name a run file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML in UTF-8: {error}") from error
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: a run file is a mapping of sections, see configs/demo.yaml")
-    for override in overrides:
-        _apply_override(tree, override)
-    try:
-        return RunConfig.model_validate(tree)
-    except ValidationError as error:
-        raise _wrong(f"{path}: the run configuration is wrong", error, RunConfig) from error
-
-
-def load_storage_config(root: str, overrides: Sequence[str] = ()) -> StorageConfig:
-    """The storage section for a place named on the command line.
-
-    Raises:
-        ConfigError: an override is of another section, or wrong.
-    """
-    tree: dict[str, Any] = {"storage": {"root": root}}
-    for override in overrides:
-        _apply_override(tree, override)
-    try:
-        return _StorageOnly.model_validate(tree).storage
-    except ValidationError as error:
-        problem = "only storage.endpoint_url and storage.region can be set here"
-        raise _wrong(problem, error, _StorageOnly) from error
-
-
-class _StorageOnly(Section):
-    storage: StorageConfig
-
-
-def _wrong(what: str, error: ValidationError, model: type[Section]) -> ConfigError:
-    problems = "\n".join(f"  {_explain(problem, model)}" for problem in error.errors())
-    return ConfigError(f"{what}:\n{problems}")
-
-
-def _apply_override(tree: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not all(key.split(".")):
-        raise ConfigError(f"--set {override}: write it as section.key=value")
-    try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: the value is not valid YAML: {error}") from error
-    *sections, last = key.split(".")
-    node = tree
-    for section in sections:
-        child = node.setdefault(section, {})
-        if not isinstance(child, dict):
-            raise ConfigError(f"--set {override}: {section} is not a section")
-        node = child
-    node[last] = value
-
-
-def _explain(problem: Any, model: type[Section]) -> str:
-    """One line for one pydantic error: the key's path, what is wrong, what to do."""
-    # A union adds the name of the branch that was tried to the path; that is no key.
-    path = ".".join(
-        p for p in map(str, problem["loc"]) if p not in ("int", "float") and not set(p) & set("[-")
-    )
-    kind, message = problem["type"], problem["msg"]
-    if kind == "extra_forbidden":
-        known = _keys_at(model, problem["loc"][:-1])
-        close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}"
-        return f"{path}: unknown key; {hint}"
-    if kind == "missing":
-        return f"{path}: is missing; add it to the run file or pass --set {path}=..."
-    if kind == "value_error":
-        return f"{path or 'run'}: {message.removeprefix('Value error, ')}"
-    return f"{path}: {message[0].lower()}{message[1:]}, not {problem['input']!r}"
-
-
-def _keys_at(model: type[Section], location: Sequence[Any]) -> list[str]:
-    """Known keys of the section at a path."""
-    section: Any = model
-    for part in location:
-        section = section.model_fields[part].annotation
-    return (
-        list(section.model_fields) if hasattr(section, "model_fields") else [f.name for f in fields(section)]
-    )
+    def _check_longest(self, key: str, batch_seconds: float) -> None:
+        longest = self.corpus.max_duration_s
+        if batch_seconds < longest:
+            raise ValueError(
+                f"{key}.batch_seconds {batch_seconds} is less than one utterance may last "
+                f"(corpus.max_duration_s {longest}): raise the first or lower the second"
+            )

@@ -8,7 +8,7 @@ import numpy as np
 import soundfile
 import yaml
 
-from mvqkd.pipeline.run_config import load_config
+from mvqkd.pipeline.run_file import load_config
 from mvqkd.pipeline.run_folder import Run
 from mvqkd.storage.location import Location
 

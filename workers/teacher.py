@@ -3,14 +3,16 @@
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
 from pydantic import Field
 
-from mvqkd.models.teachers import Teacher, TeacherLoadError
-from mvqkd.storage.location import open_location
-from mvqkd.workers.section import Section
+from mvqkd.workers.section import SPEED_ONLY, PathText, Section, Text
+
+if TYPE_CHECKING:
+    import torch
+
+    from mvqkd.models.teachers import Teacher
 
 
 class TeacherConfig(Section):
@@ -21,33 +23,36 @@ class TeacherConfig(Section):
     wants waveforms of zero mean and unit variance; by default its preprocessor_config.json says so.
     """
 
-    path: str
-    revision: str | None = None
+    path: PathText
+    revision: Text | None = None
     layer: Annotated[int, Field(gt=0)] | None = None
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     whisper_window: Literal["short", "exact"] = "short"
     normalize: bool | None = None
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Annotated[Literal["auto", "cpu", "cuda"], SPEED_ONLY] = "auto"
 
 
-def choose_device(wanted: str) -> torch.device:
+def choose_device(wanted: str) -> "torch.device":
     """`auto` is CUDA when there is one. Ray's fake GPUs make it necessary to ask torch itself."""
+    import torch
+
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(wanted)
 
 
-def open_teacher(config: TeacherConfig, *, options: Mapping[str, str]) -> Teacher:
+def open_teacher(config: TeacherConfig, *, options: Mapping[str, str]) -> "Teacher":
     """Load the teacher.
 
     Raises:
         TeacherLoadError: no such folder or model, or not an architecture that is known.
         StorageError: the `s3://` folder cannot be read.
     """
+    # Here, because a run file is read without torch and transformers.
+    from mvqkd.models.teachers import TeacherLoadError, load_teacher
+    from mvqkd.storage.location import open_location
 
-    from mvqkd.models.teachers import load_teacher  # here, because transformers is slow to import
-
-    def load(path: str) -> Teacher:
+    def load(path: str) -> "Teacher":
         return load_teacher(
             path,
             layer=config.layer,

@@ -2,20 +2,24 @@
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
-from mvqkd.models.quantizer.quantizer import Quantizer
+if TYPE_CHECKING:
+    # Not at run time: a run file is checked with these settings, and without torch.
+    from mvqkd.models.quantizer.quantizer import Quantizer
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitConfig:
-    """How to fit. Checked when built; a bad value raises ValueError with its name.
+class FitSettings:
+    """What is fitted and by which schedule: keys of the run file's section `quantizer`, declared here alone.
+
+    A bad value raises ValueError with its name when the settings are built.
 
     Attributes:
         num_codebooks: codebooks of the result; with 256 entries, bytes per frame.
         codebook_size: entries per codebook, a power of two; for "paper" 4, 16, 64 or 256.
         method: "lsq" alternates exact least squares and code search until it has converged (see `lsq.py`); "paper"
             is the schedule of arXiv 2211.00508 (see `trainer.py`).
-        seed: fixes initial weights, order of the data and all else that is random.
         predictability: lsq: relative reconstruction loss that one nat of a code's -log p is worth. 0 fits to
             distortion alone; more makes codes that are easier to predict and a little less exact.
         ordered: lsq: the first 1, 2, 4, ... codebooks are codes by themselves.
@@ -28,14 +32,11 @@ class FitConfig:
         phase_one_steps: paper: steps with square-root codebooks (one more is taken, as in the reference).
         phase_two_steps: paper: steps with full codebooks.
         lr: paper: initial learning rate.
-        valid_every: steps or rounds between measurements of the RRL on the validation frames.
-        state_every: steps or rounds between calls of `on_state`.
     """
 
     num_codebooks: int
     codebook_size: int = 256
-    method: str = "lsq"
-    seed: int = 0
+    method: Literal["lsq", "paper"] = "lsq"
     predictability: float = 0.0015
     ordered: bool = False
     round_frames: int = 32768
@@ -46,8 +47,6 @@ class FitConfig:
     phase_one_steps: int = 10000
     phase_two_steps: int = 10000
     lr: float = 0.005
-    valid_every: int = 500
-    state_every: int = 500
 
     def __post_init__(self) -> None:
         if self.method not in ("lsq", "paper"):
@@ -63,17 +62,38 @@ class FitConfig:
             "batch_size",
             "phase_one_steps",
             "phase_two_steps",
-            "valid_every",
-            "state_every",
         )
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        _check_counts(self, counts)
         for name in ("lr", "tolerance", "max_seconds"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0")
         if not 0 <= self.predictability < math.inf:
             raise ValueError(f"predictability={self.predictability} must be a number from 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig(FitSettings):
+    """How to fit: the settings, and how this fit is run.
+
+    Attributes:
+        seed: fixes initial weights, order of the data and all else that is random.
+        valid_every: steps or rounds between measurements of the RRL on the validation frames.
+        state_every: steps or rounds between calls of `on_state`.
+    """
+
+    seed: int = 0
+    valid_every: int = 500
+    state_every: int = 500
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_counts(self, ("valid_every", "state_every"))
+
+
+def _check_counts(config: FitSettings, names: tuple[str, ...]) -> None:
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name}={getattr(config, name)} must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +116,7 @@ class FitProgress:
 class FitResult:
     """A fitted quantizer (eval mode, on the device of the fit) and what is known of it."""
 
-    quantizer: Quantizer
+    quantizer: "Quantizer"
     history: list[FitProgress]
     """The steps at which valid_rrl was measured."""
     valid_rrl: float

@@ -17,7 +17,8 @@ from ray.exceptions import RayError, RayTaskError
 
 from mvqkd.pipeline.cluster.actors import actor_of
 from mvqkd.pipeline.cluster.connect import check_fits, read_board, resources, start_board
-from mvqkd.pipeline.cluster.pool import Note, Outcome, PoolError, Resources, Share, Watch, WorkerSettings
+from mvqkd.pipeline.cluster.pool import Note, Outcome, Resources, Share, Watch, WorkerSettings
+from mvqkd.pipeline.errors import PoolError
 from mvqkd.pipeline.run_config import ClusterConfig
 
 if TYPE_CHECKING:

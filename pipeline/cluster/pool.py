@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from mvqkd.pipeline.errors import PoolError
 from mvqkd.pipeline.run_config import ClusterConfig
 
 if TYPE_CHECKING:
@@ -20,10 +21,6 @@ if TYPE_CHECKING:
 Note = dict[str, Any]
 """How far a worker is, in figures."""
 LOOK_EVERY_S = 0.2
-
-
-class PoolError(RuntimeError):
-    """No worker can start, so no item can be served; the message holds the last worker's error."""
 
 
 class Worker(Protocol):

@@ -23,7 +23,8 @@ from ray.train import (
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from mvqkd.pipeline.cluster.connect import read_board, start_board
-from mvqkd.pipeline.cluster.pool import Note, PoolError
+from mvqkd.pipeline.cluster.pool import Note
+from mvqkd.pipeline.errors import PoolError
 from mvqkd.workers.distill.job import STATE, Place, TrainJob
 from mvqkd.workers.distill.meter import Progress
 

@@ -22,7 +22,7 @@ def decode_stage(run: Run, name: str | None = None) -> dict[str, Any]:
     """Recognize the test part with a student; every utterance's errors go to `errors.jsonl` beside it.
 
     Args:
-        name: of the student; by default the last of the run's.
+        name: of the student; by default the one that `RunConfig.default_student` names.
 
     Raises:
         StageError: there is no such student, it was trained with other settings than the run has now, or a shard
@@ -30,7 +30,7 @@ def decode_stage(run: Run, name: str | None = None) -> dict[str, Any]:
     """
     from mvqkd.workers.recognize.score import NotRecognized, Recognized, score
 
-    name = name or run.config.student_names()[-1]
+    name = name or run.config.default_student()
     plan = need_plan(run, "test")
     out = run.student(name)
     try:

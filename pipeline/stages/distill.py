@@ -5,7 +5,8 @@ from dataclasses import asdict
 from typing import Any
 
 from mvqkd.models.students.config import StudentConfig
-from mvqkd.pipeline.cluster.pool import Note, Pool, PoolError, open_pool
+from mvqkd.pipeline.cluster.pool import Note, Pool, open_pool
+from mvqkd.pipeline.errors import PoolError
 from mvqkd.pipeline.errors import StageError
 from mvqkd.pipeline.run_folder import Run, digest
 from mvqkd.pipeline.show.progress import bar, say
@@ -30,13 +31,13 @@ def distill_stage(run: Run, name: str | None = None) -> dict[str, Any]:
     """Train one student from the index table, or return the figures of the one that is there.
 
     Args:
-        name: of the student; by default the last of the run's.
+        name: of the student; by default the one that `RunConfig.default_student` names.
 
     Raises:
         StageError: there is no table to train from, the training failed, or another one overtook it.
         SharedPlaceError: this process does not see what the workers wrote.
     """
-    name = name or run.config.student_names()[-1]
+    name = name or run.config.default_student()
     student, settings = run.config.student_settings(name)
     table = _need_table(run, settings)
     out = run.student(name)

@@ -12,7 +12,8 @@ import pytest
 from mvqkd.pipeline.cluster.actors import actor_of
 from mvqkd.pipeline.cluster.connect import read_board, start_board
 from mvqkd.pipeline.cluster.dispatch import Dispatcher
-from mvqkd.pipeline.cluster.pool import Outcome, PoolError
+from mvqkd.pipeline.cluster.pool import Outcome
+from mvqkd.pipeline.errors import PoolError
 
 pytestmark = pytest.mark.integration
 

@@ -1,14 +1,17 @@
 """The run file: what is refused, and with which words."""
 
 import re
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from mvqkd.pipeline.run_config import ConfigError, RunConfig, load_config
+from mvqkd.pipeline.errors import ConfigError
+from mvqkd.pipeline.run_config import RunConfig, StudentOverrides
+from mvqkd.pipeline.run_file import load_config
+from mvqkd.workers.section import Section, speed_only_keys
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -90,7 +93,7 @@ def test_overrides_are_yaml(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "override", ["distill.lr", "=3", ".lr=3", "corpus.root.x=1", "corpus.root=[", "a..b=1"]
+    "override", ["distill.lr", "=3", ".lr=3", "corpus.root.x=1", "distill.lr=[", "a..b=1"]
 )
 def test_malformed_overrides_are_refused(tmp_path: Path, override: str) -> None:
     with pytest.raises(ConfigError, match="--set"):
@@ -134,14 +137,16 @@ def test_the_page_of_keys_is_complete_and_current() -> None:
     sections = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", page, flags=re.DOTALL | re.MULTILINE))
     assert list(sections) == list(RunConfig.model_fields)
     for name, text in sections.items():
-        section = RunConfig.model_fields[name].annotation
-        documented = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", text, flags=re.MULTILINE))
-        if is_dataclass(section):
+        section = StudentOverrides if name == "students" else RunConfig.model_fields[name].annotation
+        rows = re.findall(r"^\| `(\w+)`(°?) \| (.*?) \|", text, flags=re.MULTILINE)
+        documented = {key: default for key, _, default in rows}
+        if not issubclass(section, Section):
             expected = {field.name: field.default for field in fields(section)}
         else:
             expected = {key: f.default for key, f in section.model_fields.items() if not f.is_required()}
             assert {key for key, text in documented.items() if text == "(needed)"} == {
                 key for key, f in section.model_fields.items() if f.is_required()
             }
+            assert {key for key, mark, _ in rows if mark} == speed_only_keys(section), name
         values = {key: yaml.safe_load(text) for key, text in documented.items() if text != "(needed)"}
         assert values == expected, name

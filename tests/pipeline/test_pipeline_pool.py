@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from mvqkd.pipeline.cluster import pool as pool_module
-from mvqkd.pipeline.cluster.pool import Note, Outcome, PoolError, PoolHere, Share, Watch
+from mvqkd.pipeline.cluster.pool import Note, Outcome, PoolHere, Share, Watch
+from mvqkd.pipeline.errors import PoolError
 
 SHARE = Share(workers=2, cpus=1, gpus=0, keys="extract.cpus_per_actor")
 

@@ -8,7 +8,7 @@ import pytest
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 from lhotse.audio import AudioSource
 
-from mvqkd.pipeline.run_config import load_config
+from mvqkd.pipeline.run_file import load_config
 from mvqkd.pipeline.run_folder import Run
 from mvqkd.pipeline.stages.plan import plan_stage
 

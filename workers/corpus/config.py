@@ -1,10 +1,10 @@
-"""The `corpus` section of the run file."""
+"""Where the corpus is and which of it is used: data alone, so that a run file is read quickly."""
 
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from mvqkd.workers.section import Section
+from mvqkd.workers.section import PathText, Section
 
 
 class CorpusConfig(Section):
@@ -12,15 +12,15 @@ class CorpusConfig(Section):
 
     `folder`: `root/transcripts.tsv` (header: id, split, speaker, text) and `root/audio/<split>/<id>.<ext>`;
     `train` and `test` name splits. `cuts`: `train` and `test` are Lhotse cut manifests (.jsonl, .jsonl.gz).
-    `shar`: `train` and `test` are Lhotse Shar folders. Paths may be local or `s3://`, and `~` is the home
-    folder; relative ones, those of the audio inside a manifest too, are under `root`. `channel` chooses one
-    channel of audio that has several. `allow_upsampling` accepts audio below the teacher's sampling rate.
+    `shar`: `train` and `test` are Lhotse Shar folders. Paths may be local or `s3://`; relative ones, those of
+    the audio inside a manifest too, are under `root`. `channel` chooses one channel of audio that has
+    several. `allow_upsampling` accepts audio below the teacher's sampling rate.
     """
 
     format: Literal["folder", "cuts", "shar"] = "folder"
-    root: str | None = None
-    train: str = "train"
-    test: str | None = "test"
+    root: PathText | None = None
+    train: PathText = "train"
+    test: PathText | None = "test"
     min_duration_s: Annotated[float, Field(gt=0)] = 0.1
     max_duration_s: Annotated[float, Field(gt=0)] = 30.0
     channel: Annotated[int, Field(ge=0)] | None = None

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from mvqkd.workers.section import Section
+from mvqkd.workers.section import SPEED_ONLY, Section, Seed
 
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
@@ -26,7 +26,7 @@ class DistillConfig(Section):
     codebooks: Positive | None = None
     max_missing_frames: NotNegative = 4
     delay_frames: NotNegative = 0
-    baseline: bool = True
+    baseline: Annotated[bool, SPEED_ONLY] = True
     ctc_scale: Scale = 0.0
     epochs: Positive = 30
     batch_seconds: Annotated[float, Field(gt=0)] = 120.0
@@ -39,10 +39,10 @@ class DistillConfig(Section):
     freq_masks: NotNegative = 2
     freq_mask_bins: NotNegative = 20
     average_epochs: Positive = 5
-    checkpoint_steps: Positive = 500
-    cache_mb: NotNegative = 1024
-    decode_threads: Positive = 2
+    checkpoint_steps: Annotated[Positive, SPEED_ONLY] = 500
+    cache_mb: Annotated[NotNegative, SPEED_ONLY] = 1024
+    decode_threads: Annotated[Positive, SPEED_ONLY] = 2
     workers: Positive = 1
-    gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
-    max_failures: NotNegative = 3
-    seed: int = 1
+    gpus_per_worker: Annotated[Annotated[float, Field(ge=0)] | Literal["auto"], SPEED_ONLY] = "auto"
+    max_failures: Annotated[NotNegative, SPEED_ONLY] = 3
+    seed: Seed = 1
