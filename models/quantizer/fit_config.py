@@ -48,7 +48,7 @@ class FitSettings:
     lr: float = 0.005
 
     # Read by pydantic when a run file is checked; plain data, so pydantic is not needed here.
-    __pydantic_config__: ClassVar[dict[str, object]] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[dict[str, object]] = {"extra": "forbid", "allow_inf_nan": False}
 
     def __post_init__(self) -> None:
         if self.method not in ("lsq", "paper"):
