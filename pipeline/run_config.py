@@ -46,12 +46,10 @@ class QuantizerConfig(Section, FitSettings):
     seed: Seed = 1
 
     def fit_config(self) -> FitConfig:
-        """How to fit, as `models.quantizer` takes it; measured and kept some twenty times on the way."""
-        paper = self.method == "paper"
-        steps = self.phase_one_steps + self.phase_two_steps if paper else 2 * self.anneal_rounds
-        every = max(1, steps // 20)
-        settings = {field.name: getattr(self, field.name) for field in fields(FitSettings)}
-        return FitConfig(**settings, seed=self.seed, valid_every=every, state_every=every)
+        """How to fit, as `models.quantizer` takes it."""
+        return FitConfig(
+            **{field.name: getattr(self, field.name) for field in fields(FitSettings)}, seed=self.seed
+        )
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -1,9 +1,11 @@
-"""Encoding alone: ours and `multi_quantization` on the codebooks of one checkpoint of the latter."""
+"""Encoding alone: ours and `multi_quantization` on the codebooks of one checkpoint of the latter.
+
+Shape suffixes: M all frames, B those drawn, D embedding dimension.
+"""
 
 import importlib.util
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -11,8 +13,7 @@ from torch import Tensor
 from benchmarks.quantizer.frames import evenly
 from benchmarks.quantizer.gauges import median_seconds
 from benchmarks.quantizer.systems_torch import peer_encode
-from mvqkd.models.quantizer import Quantizer, load_reference_checkpoint, rrl
-from mvqkd.models.quantizer.search import tables as search
+from mvqkd.models.quantizer import load_reference_checkpoint, rrl
 
 IN_TENSORS = "ours in tensor operations"
 
@@ -34,7 +35,7 @@ def same_codebooks(test_MD: Tensor, checkpoint: Path, num_frames: int) -> dict[s
     if ours.dim != test_MD.shape[1]:
         raise ValueError(f"{checkpoint} takes {ours.dim} channels, the frames have {test_MD.shape[1]}")
     x_BD = test_MD[evenly(num_frames, len(test_MD)).to(test_MD.device)]
-    calls = {"ours": lambda: ours.encode(x_BD), IN_TENSORS: lambda: _in_tensors(ours, x_BD)}
+    calls = {"ours": lambda: ours.encode(x_BD), IN_TENSORS: lambda: ours.encode(x_BD, backend="tensors")}
     if importlib.util.find_spec("multi_quantization") is not None:
         import multi_quantization
 
@@ -53,9 +54,3 @@ def same_codebooks(test_MD: Tensor, checkpoint: Path, num_frames: int) -> dict[s
     if "multi_quantization" in fps:
         figures["speed_ratio"] = fps["ours"] / fps["multi_quantization"]
     return figures
-
-
-def _in_tensors(ours: Quantizer, x_BD: Tensor) -> Tensor:
-    """Its codes where the search is compiled for no device."""
-    with patch.object(search, "compiled_search", lambda device: None):
-        return ours.encode(x_BD)

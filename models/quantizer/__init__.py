@@ -3,10 +3,10 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from mvqkd.models.quantizer.fit_config import FitConfig, FitProgress, FitResult, FitSettings
+from mvqkd.models.quantizer.fit_config import FitConfig, FitProgress, FitSettings
 
 if TYPE_CHECKING:
-    from mvqkd.models.quantizer.fit import fit_quantizer
+    from mvqkd.models.quantizer.fit import FitResult, fit_quantizer
     from mvqkd.models.quantizer.metrics import rrl, usage_entropy_bits
     from mvqkd.models.quantizer.paper import QuantizerTrainer
     from mvqkd.models.quantizer.quantizer import Quantizer
@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "FitResult": "fit",
     "Quantizer": "quantizer",
     "QuantizerTrainer": "paper",
     "fit_quantizer": "fit",

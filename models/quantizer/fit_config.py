@@ -1,25 +1,24 @@
-"""How a quantizer is fitted, how far a fit is, and what comes of it."""
+"""How a quantizer is fitted, and how far a fit is: plain data without torch, so that a run file is read quickly."""
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import ClassVar, Literal
 
-if TYPE_CHECKING:
-    # Not at run time: a run file is checked with these settings, and without torch.
-    from mvqkd.models.quantizer.quantizer import Quantizer
+_MEASUREMENTS = 20
+"""Of a fit, and kept states, where `valid_every` and `state_every` say nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitSettings:
     """What is fitted and by which schedule: keys of the run file's section `quantizer`, declared here alone.
 
-    A bad value raises ValueError with its name when the settings are built.
+    A bad value raises ValueError when the settings are built; the message begins with the name.
 
     Attributes:
         num_codebooks: codebooks of the result; with 256 entries, bytes per frame.
-        codebook_size: entries per codebook, a power of two; for "paper" 4, 16, 64 or 256.
+        codebook_size: entries per codebook: 4, 16, 64 or 256.
         method: "lsq" alternates exact least squares and code search until it has converged (see `lsq.py`); "paper"
-            is the schedule of arXiv 2211.00508 (see `trainer.py`).
+            is the schedule of arXiv 2211.00508 (see `paper.py`).
         predictability: lsq: relative reconstruction loss that one nat of a code's -log p is worth. 0 fits to
             distortion alone; more makes codes that are easier to predict and a little less exact.
         ordered: lsq: the first 1, 2, 4, ... codebooks are codes by themselves.
@@ -48,6 +47,9 @@ class FitSettings:
     phase_two_steps: int = 10000
     lr: float = 0.005
 
+    # Read by pydantic when a run file is checked; plain data, so pydantic is not needed here.
+    __pydantic_config__: ClassVar[dict[str, object]] = {"extra": "forbid", "allow_inf_nan": False}
+
     def __post_init__(self) -> None:
         if self.method not in ("lsq", "paper"):
             raise ValueError(f'method={self.method!r}; the methods are "lsq" and "paper"')
@@ -65,10 +67,17 @@ class FitSettings:
         )
         _check_counts(self, counts)
         for name in ("lr", "tolerance", "max_seconds"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be above 0")
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} must be above 0, and finite")
         if not 0 <= self.predictability < math.inf:
             raise ValueError(f"predictability={self.predictability} must be a number from 0")
+
+    @property
+    def expected_steps(self) -> int:
+        """Steps (paper) or about how many rounds (lsq) a fit takes."""
+        if self.method == "paper":
+            return self.phase_one_steps + self.phase_two_steps
+        return 2 * self.anneal_rounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,23 +86,35 @@ class FitConfig(FitSettings):
 
     Attributes:
         seed: fixes initial weights, order of the data and all else that is random.
-        valid_every: steps or rounds between measurements of the RRL on the validation frames.
-        state_every: steps or rounds between calls of `on_state`.
+        valid_every: steps or rounds between measurements of the RRL on the validation frames; None is some 20
+            measurements in all.
+        state_every: steps or rounds between calls of `on_state`; None is some 20 in all.
     """
 
     seed: int = 0
-    valid_every: int = 500
-    state_every: int = 500
+    valid_every: int | None = None
+    state_every: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_counts(self, ("valid_every", "state_every"))
 
+    @property
+    def steps_between_measurements(self) -> int:
+        """`valid_every`, or what None of it means."""
+        return self.valid_every or max(1, self.expected_steps // _MEASUREMENTS)
+
+    @property
+    def steps_between_states(self) -> int:
+        """`state_every`, or what None of it means."""
+        return self.state_every or max(1, self.expected_steps // _MEASUREMENTS)
+
 
 def _check_counts(config: FitSettings, names: tuple[str, ...]) -> None:
     for name in names:
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name}={getattr(config, name)} must be at least 1")
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value} must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,19 +131,3 @@ class FitProgress:
     """With the full search, if it was measured at this step."""
     elapsed_s: float
     """Including the time before a resumption."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitResult:
-    """A fitted quantizer (eval mode, on the device of the fit) and what is known of it."""
-
-    quantizer: "Quantizer"
-    history: list[FitProgress]
-    """The steps at which valid_rrl was measured."""
-    valid_rrl: float
-    """sum ||x - x_hat||^2 / sum ||x - mean||^2 with the mean of the validation frames themselves."""
-    usage_entropy_bits: list[float]
-    """Per codebook, on the validation frames."""
-    codebook_correlations: list[list[float]]
-    steps: int
-    seconds: float

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from mvqkd.models.precision import full_float32_products
+from mvqkd.models.quantizer.discriminant import discriminant
+from mvqkd.models.quantizer.lsq_start import prefix_weights, residual_kmeans
 from mvqkd.models.quantizer.quantizer import Quantizer
-from mvqkd.models.quantizer.search.tables import Effort, SearchTables
+from mvqkd.models.quantizer.search.effort import Effort
+from mvqkd.models.quantizer.search.tables import SearchTables
 
-START_FRAMES_PER_ENTRY = 64
-_START_ITERATIONS = 6
 _SEARCH_PASSES = 2
 _ONE_HOT_ROWS = 4096
 _PAIRS_AT_ONCE = 2**23
@@ -26,7 +27,6 @@ _NOISE = 0.5
 """Standard deviation of the first round's noise: this part of a codebook's share of the error."""
 _PROXIMAL = 1e-3
 """Pull towards the last centers, in mean counts: what the counts leave open stays as it is."""
-_SHRINKAGE = 0.05
 _MAX_DECAY = 0.9
 _JUDGED_FRAMES = 4096
 _FEWEST_FRAMES_PER_ENTRY = 16
@@ -76,8 +76,8 @@ class LsqFit:
         self._logprob_weight = predictability * self.dim / num_codebooks
         generator = torch.Generator().manual_seed(seed)
         with full_float32_products():
-            self._centers_MD, errors_N = _residual_kmeans(start, num_codebooks, codebook_size, generator)
-        self._prefix_weights = _prefix_weights(errors_N) if ordered else None
+            self._centers_MD, errors_N = residual_kmeans(start, num_codebooks, codebook_size, generator)
+        self._prefix_weights = prefix_weights(errors_N) if ordered else None
         size = num_codebooks * codebook_size
         self._counts_MM = start.new_zeros(size, size)
         self._sums_MD = start.new_zeros(size, self.dim)
@@ -139,26 +139,24 @@ class LsqFit:
             self.objectives.append(objective)
             self._count(x_BD, rows_BN)
             self._solve_centers()
-            self._solve_classifier()
+            self._weight_MD, self._bias_M = discriminant(
+                self._counts_MM.diagonal(), self._sums_MD, self._squares_DD, self.codebook_size
+            )
         self.position += 1
         return loss
 
     def quantizer(self) -> Quantizer:
         """The quantizer as it stands, in eval mode, for frames as `step` takes them."""
-        with torch.random.fork_rng(devices=[]):
-            quantizer = Quantizer(
-                self.dim,
-                self.codebook_size,
-                self.num_codebooks,
-                logprob_weight=self._logprob_weight,
-                prefix_weights=self._prefix_weights,
-            )
-        with torch.no_grad():
-            quantizer.to(self._centers_MD.device)
-            quantizer.centers.copy_(self._centers_MD.view_as(quantizer.centers))
-            quantizer.to_logits.weight.copy_(self._weight_MD)
-            quantizer.to_logits.bias.copy_(self._bias_M)
-        return quantizer.eval()
+        weights = {
+            "centers": self._centers_MD.view(self.num_codebooks, self.codebook_size, self.dim),
+            "to_logits.weight": self._weight_MD,
+            "to_logits.bias": self._bias_M,
+            "centers_scale": self._bias_M.new_zeros(()),
+            "logits_scale": self._bias_M.new_zeros(()),
+        }
+        return Quantizer.of_weights(
+            weights, logprob_weight=self._logprob_weight, prefix_weights=self._prefix_weights
+        ).eval()
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything to continue from, bit for bit: copies, tensors only."""
@@ -289,60 +287,5 @@ class LsqFit:
                     n * self.codebook_size + order_K[: len(dead_K)]
                 ]
 
-    def _solve_classifier(self) -> None:
-        """Linear discriminant of every codebook: classes of one covariance, shrunk a little towards a sphere."""
-        counts_M = self._counts_MM.diagonal()
-        total = counts_M[: self.codebook_size].sum()
-        means_MD = self._sums_MD / counts_M.clamp(min=1).unsqueeze(1)
-        for n in range(self.num_codebooks):
-            own = slice(n * self.codebook_size, (n + 1) * self.codebook_size)
-            share_K1 = (counts_M[own] / total).unsqueeze(1)
-            within_DD = self._squares_DD / total - (means_MD[own] * share_K1).t() @ means_MD[own]
-            sphere = _SHRINKAGE * within_DD.diagonal().mean()
-            within_DD.diagonal().add_(sphere)
-            weight_KD = torch.linalg.solve(within_DD, means_MD[own].t()).t()
-            self._weight_MD[own] = weight_KD
-            self._bias_M[own] = (share_K1.squeeze(1) + 1e-6).log() - 0.5 * (weight_KD * means_MD[own]).sum(
-                dim=1
-            )
-
 
 _TENSORS = ("centers_MD", "counts_MM", "sums_MD", "squares_DD", "error_D", "weight_MD", "bias_M")
-
-
-def _residual_kmeans(
-    x_BD: Tensor, num_codebooks: int, codebook_size: int, generator: torch.Generator
-) -> tuple[Tensor, list[float]]:
-    """Centers (M, D), each codebook fitted to what those before it leave, and the squared error after each."""
-    wanted = START_FRAMES_PER_ENTRY * codebook_size
-    rest_BD = x_BD[torch.randperm(len(x_BD), generator=generator)[:wanted].to(x_BD.device)].clone()
-    centers, errors = [], []
-    for _ in range(num_codebooks):
-        drawn = torch.randint(len(rest_BD), (codebook_size,), generator=generator)
-        if len(rest_BD) >= codebook_size:
-            drawn = torch.randperm(len(rest_BD), generator=generator)[:codebook_size]
-        centers_KD = rest_BD[drawn.to(x_BD.device)].clone()
-        for iteration in range(_START_ITERATIONS + 1):
-            cost_BK = torch.addmm(centers_KD.square().sum(dim=1), rest_BD, centers_KD.t(), alpha=-2)
-            nearest_B = cost_BK.argmin(dim=1)
-            if iteration < _START_ITERATIONS:
-                chosen_BK = torch.nn.functional.one_hot(nearest_B, codebook_size).to(x_BD.dtype)
-                counts_K1 = chosen_BK.sum(dim=0).unsqueeze(1)
-                means_KD = chosen_BK.t() @ rest_BD / counts_K1.clamp(min=1)
-                centers_KD = torch.where(counts_K1 > 0, means_KD, centers_KD)
-        rest_BD -= centers_KD[nearest_B]
-        centers.append(centers_KD)
-        errors.append(float(rest_BD.square().sum(dim=1).mean()))
-    return torch.cat(centers), errors
-
-
-def _prefix_weights(errors_N: list[float]) -> list[float]:
-    """Weights under which the errors of the first 1, 2, 4, ... and of all codebooks count alike."""
-    num_codebooks = len(errors_N)
-    counted = sorted(
-        {2**i for i in range(num_codebooks.bit_length())} & set(range(1, num_codebooks)) | {num_codebooks}
-    )
-    return [
-        errors_N[-1] / max(errors_N[k - 1], 1e-20) / len(counted) if k in counted else 0.0
-        for k in range(1, num_codebooks + 1)
-    ]

@@ -1,5 +1,9 @@
-"""What a quantizer is judged by."""
+"""What a quantizer is judged by.
 
+Shape suffixes: B frames, N codebooks, K entries per codebook, D embedding dimension.
+"""
+
+import math
 from collections.abc import Iterable
 
 import torch
@@ -74,3 +78,14 @@ def usage_entropy_bits(codes: Tensor, codebook_size: int) -> Tensor:
     counts = torch.bincount((codes_BN + shift_N).reshape(-1), minlength=num_codebooks * codebook_size)
     share_NK = counts.view(num_codebooks, codebook_size).double() / codes_BN.shape[0]
     return torch.special.entr(share_NK).sum(dim=1) / torch.log(torch.tensor(2.0, dtype=torch.float64))
+
+
+def missing_entropy(share_NK: Tensor) -> Tensor:
+    """1 - entropy / log K, the mean over codebooks: 0 where all entries are used alike, 1 where one is.
+
+    Args:
+        share_NK: how often each entry is used, each row of sum 1.
+    """
+    share_NK = share_NK + 1e-20
+    entropy = -(share_NK * share_NK.log()).sum(dim=1).mean()
+    return 1.0 - entropy / math.log(share_NK.shape[1])

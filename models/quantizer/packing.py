@@ -1,4 +1,7 @@
-"""Codes of small codebooks, several to a byte, as `multi_quantization` packs them."""
+"""Codes of small codebooks, several to a byte, as `multi_quantization` packs them.
+
+Shape suffixes: B frames, N codebooks.
+"""
 
 import torch
 from torch import Tensor

@@ -3,6 +3,8 @@
 Phase one trains twice the codebooks with the square root of the entries; then pairs of codebooks are
 multiplied out into one of all sums, and phase two trains those. The learning rate is halved after every
 quarter of a phase, and phase two starts at half of phase one's.
+
+Shape suffixes: B frames, N codebooks, K entries per codebook, D embedding dimension.
 """
 
 import math
@@ -184,3 +186,35 @@ class QuantizerTrainer:
         self._optimizer = torch.optim.Adam(
             quantizer.parameters(), lr=self.lr, betas=(0.9, 0.98), eps=1e-9, weight_decay=1e-6, fused=True
         )
+
+
+class PaperFit:
+    """The trainer as a way of fitting that `fit_quantizer` can run."""
+
+    def __init__(self, trainer: QuantizerTrainer) -> None:
+        self._trainer = trainer
+        self.phase = trainer.phase
+        """Of the last step."""
+        self.total = trainer.phase_one_iters + trainer.phase_two_iters + 1
+        self.done, self.state_dict, self.load_state_dict = (
+            trainer.done,
+            trainer.state_dict,
+            trainer.load_state_dict,
+        )
+
+    @property
+    def position(self) -> int:
+        """Steps taken."""
+        return self._trainer.cur_iter
+
+    def step(self, x_BD: Tensor) -> float:
+        """One step; returns its relative reconstruction loss."""
+        self.phase = self._trainer.phase
+        return float(self._trainer.step(x_BD)[0])
+
+    def note_time(self, used: float) -> None:
+        """Nothing: the schedule counts steps."""
+
+    def quantizer(self) -> Quantizer:
+        """As it stands."""
+        return self._trainer.quantizer

@@ -5,8 +5,8 @@ import torch
 from models_fakes import seeded, squared_error
 
 from mvqkd.models.quantizer import Quantizer
-from mvqkd.models.quantizer.search import tables as search_module
-from mvqkd.models.quantizer.search.tables import Effort, SearchTables
+from mvqkd.models.quantizer.search.effort import Effort
+from mvqkd.models.quantizer.search.tables import SearchTables
 
 
 @pytest.mark.parametrize(("codebook_size", "num_codebooks"), [(256, 1), (16, 2), (4, 3), (64, 8)])
@@ -77,9 +77,7 @@ def test_compiled_search_is_the_search_in_tensors(codebook_size, num_codebooks, 
     for passes in (1, 2, 5):
         effort = Effort.of_passes(passes, num_codebooks)
         compiled = tables.search(tables.entry_costs(x), effort, start)
-        in_step = search_module.search_in_step(
-            tables.entry_costs(x), tables.cross_MM, num_codebooks, effort, start
-        )
+        in_step = tables.search(tables.entry_costs(x), effort, start, backend="tensors")
         assert (compiled == in_step).all(dim=1).float().mean() > 0.99
         if given:
             error = squared_error(quantizer, x, compiled)
@@ -104,9 +102,10 @@ def test_a_lower_rank_is_near_and_the_full_one_is_exact():
         quantizer.encode(x, rank=0)
 
 
-def test_search_without_numba(monkeypatch):
+def test_search_in_tensors():
     quantizer = seeded(32, 16, 4)
     x = torch.randn(100, 32)
-    compiled = quantizer.encode(x)
-    monkeypatch.setattr(search_module, "compiled_search", lambda device: None)
-    assert (quantizer.encode(x) == compiled).all(dim=1).float().mean() > 0.98
+    in_tensors = quantizer.encode(x, backend="tensors")
+    assert (quantizer.encode(x) == in_tensors).all(dim=1).float().mean() > 0.98
+    with pytest.raises(ValueError, match='backend=\'numba\'; use "auto" or "tensors"'):
+        quantizer.encode(x, backend="numba")

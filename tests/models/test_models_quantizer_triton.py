@@ -7,13 +7,17 @@ import pytest
 import torch
 from models_fakes import seeded
 
-from mvqkd.models.quantizer.search.tables import Effort, SearchTables, compiled_search, search_in_step
+from mvqkd.models.quantizer.search.choose import compiled_search
+from mvqkd.models.quantizer.search.effort import Effort
+from mvqkd.models.quantizer.search.in_tensors import search_in_step
+from mvqkd.models.quantizer.search.tables import SearchTables
 
 pytest.importorskip("triton")
 
 _COMPARE = """
 import torch
-from mvqkd.models.quantizer.search.tables import Effort, search_in_step
+from mvqkd.models.quantizer.search.effort import Effort
+from mvqkd.models.quantizer.search.in_tensors import search_in_step
 from mvqkd.models.quantizer.search.triton import search
 
 generator = torch.Generator().manual_seed(1)

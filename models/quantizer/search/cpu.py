@@ -1,7 +1,9 @@
-"""The search of `search.py` as machine code for the CPU, compiled by numba when it is first used.
+"""The search of `tables.py` as machine code for the CPU, compiled by numba when it is first used.
 
 In tensor operations every move of the search writes and reads whole batches. Here one frame's costs (8 kB for 8
 codebooks) stay in the processor's first cache from its start to its end.
+
+Shape suffixes: B frames, N codebooks, M entries of all codebooks together.
 """
 
 import os
@@ -15,12 +17,60 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from mvqkd.models.quantizer.search.tables import TOLERANCE, Effort
+from mvqkd.models.quantizer.search.effort import TOLERANCE, Effort
 
 _FEWEST_FRAMES_PER_PART = 64
 _PARTS_PER_THREAD = 2
 
 
+def _with_numba(**more: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """How all functions here are compiled."""
+    # No NaN comes here, and infinity does: without `nnan` the minima are not vectorized.
+    options: dict[str, Any] = {"nogil": True, "fastmath": {"nnan", "nsz", "contract"}, "error_model": "numpy"}
+
+    def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+        try:
+            return njit(cache=True, **options, **more)(function)
+        except RuntimeError:
+            # Neither the folder of this file nor a home folder can be written: compiled anew in every process.
+            return njit(**options, **more)(function)
+
+    return compiled
+
+
+@_with_numba(inline="always")
+def _least(cost_M: np.ndarray, first: int, size: int) -> Any:
+    """The least of `size` costs from `first` on."""
+    least = cost_M[first]
+    for i in range(first, first + size):
+        least = min(least, cost_M[i])
+    return least
+
+
+@_with_numba(inline="always")
+def _place(cost_M: np.ndarray, first: int, cost: Any) -> int:
+    """Where `cost` is found first from `first` on."""
+    entry = 0
+    while cost_M[first + entry] != cost:
+        entry += 1
+    return entry
+
+
+@_with_numba(inline="always")
+def _start(
+    cost_M: np.ndarray, cross_MM: np.ndarray, from_codes: bool, codes_N: np.ndarray, codebook_size: int
+) -> None:
+    """Choose the first code, or take the one given, and add what its entries cost with others."""
+    for n in range(len(codes_N)):
+        first = n * codebook_size
+        if not from_codes:
+            codes_N[n] = _place(cost_M, first, _least(cost_M, first, codebook_size))
+        row_M = cross_MM[first + codes_N[n]]
+        for i in range(len(cost_M)):
+            cost_M[i] += row_M[i]
+
+
+@_with_numba()
 def _search(
     cost_BM: np.ndarray,
     cross_MM: np.ndarray,
@@ -43,25 +93,11 @@ def _search(
             low = min(low, cost_M[i])
             high = max(high, cost_M[i])
         tolerance = (high - low) * cost_M.dtype.type(TOLERANCE)
-        for n in range(num_codebooks):
-            first = n * codebook_size
-            if from_codes:
-                entry = codes_BN[b, n]
-            else:
-                least = cost_M[first]
-                for i in range(first, first + codebook_size):
-                    least = min(least, cost_M[i])
-                entry = 0
-                while cost_M[first + entry] != least:
-                    entry += 1
-            code_N[n] = entry
-            codes_BN[b, n] = entry
-            free_from_N[n] = 0
-            row_M = cross_MM[first + entry]
-            for i in range(size):
-                cost_M[i] += row_M[i]
+        _start(cost_M, cross_MM, from_codes, codes_BN[b], codebook_size)
         if num_codebooks == 1:
             continue
+        code_N[:] = codes_BN[b]
+        free_from_N[:] = 0
         now = best = tolerance * 0
         failed = 0
         for move in range(moves):
@@ -70,15 +106,11 @@ def _search(
                 first = n * codebook_size
                 own = cost_M[first + code_N[n]]
                 cost_M[first + code_N[n]] = np.inf
-                least = cost_M[first]
-                for i in range(first, first + codebook_size):
-                    least = min(least, cost_M[i])
+                least = _least(cost_M, first, codebook_size)
                 allowed = free_from_N[n] <= move or now + (least - own) < best - tolerance
                 if allowed and (chosen < 0 or least - own < change):
                     change, chosen = least - own, n
-                    chosen_entry = 0
-                    while cost_M[first + chosen_entry] != least:
-                        chosen_entry += 1
+                    chosen_entry = _place(cost_M, first, least)
                 cost_M[first + code_N[n]] = own
             better = now + change < best - tolerance
             failed = 0 if better else failed + 1
@@ -93,22 +125,7 @@ def _search(
             now += change
             if better:
                 best = now
-                for n in range(num_codebooks):
-                    codes_BN[b, n] = code_N[n]
-
-
-def _compiled() -> Callable[..., None]:
-    # No NaN comes here, and infinity does: without `nnan` the minima are not vectorized.
-    options: dict[str, Any] = {"nogil": True, "fastmath": {"nnan", "nsz", "contract"}, "error_model": "numpy"}
-    try:
-        compiled: Callable[..., None] = njit(cache=True, **options)(_search)
-    except RuntimeError:
-        # Neither the folder of this file nor a home folder can be written: compiled anew in every process.
-        compiled = njit(**options)(_search)
-    return compiled
-
-
-_COMPILED = _compiled()
+                codes_BN[b] = code_N
 
 
 def search(
@@ -125,7 +142,7 @@ def search(
 
     def part(first: int) -> None:
         rows = slice(first, first + size)
-        _COMPILED(
+        _search(
             cost[rows], cross, effort.moves, effort.patience, effort.tenure, start_BN is not None, codes[rows]
         )
 

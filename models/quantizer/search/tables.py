@@ -18,47 +18,19 @@ is the result.
 Shape suffixes: B frames, N codebooks, K entries per codebook, M = N * K, D embedding dimension.
 """
 
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-MAX_TENURE = 3
-_MOVES_PER_PASS = 4
+from mvqkd.models.quantizer.search.choose import Backend, choose_search
+from mvqkd.models.quantizer.search.effort import Effort
+
 _ROWS_PER_PRODUCT = {"cpu": 256, "cuda": 4096}
 _COSTS_AT_ONCE = {"cpu": 2**21, "cuda": 2**26}
-TOLERANCE = 1e-6
-"""Costs that differ by less than this part of the costs' spread are equal: rounding must not look like progress."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Effort:
-    """How long a frame is searched.
-
-    Attributes:
-        moves: replacements after the start, at most.
-        patience: how many of them in a row may fail to reach a new best; 0 stops in the first minimum.
-        tenure: moves for which a codebook that was replaced is left alone.
-    """
-
-    moves: int
-    patience: int
-    tenure: int
-
-    @staticmethod
-    def of_passes(passes: int, num_codebooks: int) -> "Effort":
-        """What `refine_indexes_iters` means; more passes go on where fewer would have stopped."""
-        patience = passes * passes - 1  # 0, 3, 8, 15, 24
-        return Effort(
-            moves=_MOVES_PER_PASS * passes * num_codebooks + patience,
-            patience=patience,
-            tenure=min(MAX_TENURE, num_codebooks // 2),
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +58,7 @@ class SearchTables:
         logits: tuple[Tensor, Tensor] | None = None,
         logprob_weight: float = 0.0,
         prefix_weights: Sequence[float] | None = None,
+        channel_weights_D: Tensor | None = None,
         rank: int | None = None,
     ) -> "SearchTables":
         """Tabulate the inner products; costs M * M * D multiplications and M * M numbers.
@@ -96,51 +69,50 @@ class SearchTables:
             logprob_weight: squared error that one nat of the classifier's -log p is worth.
             prefix_weights: N numbers; the search minimises the sum over k of number k times the squared error of
                 the first k codebooks' sum. None is the error of the whole sum alone.
+            channel_weights_D: factors of the squared error in each channel. None is 1 for all.
             rank: approximate the products of frames and centers by a matrix of this rank; None is exact.
         """
         num_codebooks, codebook_size, dim = centers_NKD.shape
         means_ND = centers_NKD.mean(dim=1)
         centered_NKD = centers_NKD - means_ND.unsqueeze(1)
-        centers_MD = centered_NKD.reshape(-1, dim)
+        # One factor of every product is weighted by channel, so that the products are those of the weighted error.
+        weighted_NKD = centered_NKD if channel_weights_D is None else centered_NKD * channel_weights_D
+        centers_MD, weighted_MD = (each.reshape(-1, dim) for each in (centered_NKD, weighted_NKD))
         offset_D = means_ND.sum(dim=0)
         prefix = list(prefix_weights) if prefix_weights is not None else [0.0] * (num_codebooks - 1) + [1.0]
         # Codebook n is part of all prefixes from n on.
         weight_N = centers_MD.new_tensor(list(accumulate(reversed(prefix)))[::-1])
-        weight_M1 = weight_N.repeat_interleave(codebook_size).unsqueeze(1)
-        bias_NK = weight_N.unsqueeze(1) * centered_NKD.square().sum(dim=2)
+        bias_NK = weight_N.unsqueeze(1) * (centered_NKD * weighted_NKD).sum(dim=2)
         if prefix_weights is not None:
             # A prefix has the means of its own codebooks alone taken off, and not those of all.
             missing_ND = means_ND.cumsum(dim=0) - offset_D
-            weighted_ND = missing_ND * centers_MD.new_tensor(prefix).unsqueeze(1)
-            from_n_ND = weighted_ND.flip(0).cumsum(dim=0).flip(0)
-            bias_NK = bias_NK + 2 * torch.einsum("nkd,nd->nk", centered_NKD, from_n_ND)
-        linear_MD = -2 * weight_M1 * centers_MD
+            missing_ND = missing_ND * centers_MD.new_tensor(prefix).unsqueeze(1)
+            from_n_ND = missing_ND.flip(0).cumsum(dim=0).flip(0)
+            bias_NK = bias_NK + 2 * torch.einsum("nkd,nd->nk", weighted_NKD, from_n_ND)
+        linear_MD = -2 * weight_N.repeat_interleave(codebook_size).unsqueeze(1) * weighted_MD
         bias_M = bias_NK.reshape(-1)
         if logprob_weight:
             assert logits is not None, "a weight of the classifier needs the classifier"
-            weight_MD, logits_bias_M = logits
-            linear_MD = linear_MD - logprob_weight * weight_MD
+            logits_MD, logits_bias_M = logits
+            linear_MD = linear_MD - logprob_weight * logits_MD
             # The costs are taken at x - offset.
-            bias_M = bias_M - logprob_weight * (logits_bias_M + weight_MD @ offset_D)
-        cross_MM = centers_MD @ (2 * centers_MD).t()
-        blocks_NKNK = cross_MM.view(num_codebooks, codebook_size, num_codebooks, codebook_size)
-        for n in range(num_codebooks):
-            blocks_NKNK[n, :, n].zero_()
-            if prefix_weights is not None:
-                # The pair n, m is part of the prefixes from the later one on.
-                blocks_NKNK[n, :, :n] *= weight_N[n]
-                blocks_NKNK[n, :, n + 1 :] *= weight_N[n + 1 :].view(1, -1, 1)
+            bias_M = bias_M - logprob_weight * (logits_bias_M + logits_MD @ offset_D)
+        linear_DM = linear_MD.t()
         return SearchTables(
             num_codebooks=num_codebooks,
             offset_D=offset_D,
-            linear=(linear_MD.t().contiguous(),)
-            if rank is None
-            else _of_rank(linear_MD.t(), centers_MD, rank),
+            linear=(linear_DM.contiguous(),) if rank is None else _of_rank(linear_DM, centers_MD, rank),
             bias_M=bias_M,
-            cross_MM=cross_MM,
+            cross_MM=_pair_costs(
+                centers_MD @ (2 * weighted_MD).t(),
+                None if prefix_weights is None else weight_N,
+                num_codebooks,
+            ),
         )
 
-    def codes(self, x_BD: Tensor, effort: Effort, start_BN: Tensor | None = None) -> Tensor:
+    def codes(
+        self, x_BD: Tensor, effort: Effort, start_BN: Tensor | None = None, *, backend: Backend = "auto"
+    ) -> Tensor:
         """The codes found for frames (B, D): int64 (B, N).
 
         Every frame is searched by itself, and matrix products are always of the same number of rows (for others
@@ -150,6 +122,7 @@ class SearchTables:
             x_BD: frames in the dtype of the tables.
             effort: how long to search.
             start_BN: int64 codes to start from; the result never costs more than they do. None starts greedily.
+            backend: of the search, see `choose.py`.
         """
         rows = _ROWS_PER_PRODUCT.get(x_BD.device.type, 4096)
         size = len(self.bias_M)
@@ -165,9 +138,8 @@ class SearchTables:
                 if len(block_BD) < rows:
                     block_BD = F.pad(block_BD, (0, 0, 0, rows - len(block_BD)))
                 self.entry_costs(block_BD, out=cost_BM[start : start + rows])
-            codes_BN[own] = self.search(
-                cost_BM[: len(part_BD)], effort, None if start_BN is None else start_BN[own]
-            )
+            own_start_BN = None if start_BN is None else start_BN[own]
+            codes_BN[own] = self.search(cost_BM[: len(part_BD)], effort, own_start_BN, backend=backend)
         return codes_BN
 
     def entry_costs(self, x_BD: Tensor, *, out: Tensor | None = None) -> Tensor:
@@ -177,10 +149,29 @@ class SearchTables:
             x_BD = x_BD @ narrow
         return torch.addmm(self.bias_M, x_BD, self.linear[-1], out=out)
 
-    def search(self, cost_BM: Tensor, effort: Effort, start_BN: Tensor | None = None) -> Tensor:
+    def search(
+        self, cost_BM: Tensor, effort: Effort, start_BN: Tensor | None = None, *, backend: Backend = "auto"
+    ) -> Tensor:
         """`codes` of frames whose `entry_costs` these are; `cost_BM` is overwritten."""
-        search = compiled_search(cost_BM.device) or search_in_step
+        search = choose_search(cost_BM.device, backend)
         return search(cost_BM, self.cross_MM, self.num_codebooks, effort, start_BN)
+
+
+def _pair_costs(cross_MM: Tensor, weight_N: Tensor | None, num_codebooks: int) -> Tensor:
+    """What two centers cost together, made in place of twice their inner products.
+
+    Args:
+        weight_N: of the prefixes that a codebook is part of; None where the whole sum alone counts.
+    """
+    size = len(cross_MM) // num_codebooks
+    blocks_NKNK = cross_MM.view(num_codebooks, size, num_codebooks, size)
+    for n in range(num_codebooks):
+        blocks_NKNK[n, :, n].zero_()
+        if weight_N is not None:
+            # The pair n, m is part of the prefixes from the later one on.
+            blocks_NKNK[n, :, :n] *= weight_N[n]
+            blocks_NKNK[n, :, n + 1 :] *= weight_N[n + 1 :].view(1, -1, 1)
+    return cross_MM
 
 
 def _of_rank(linear_DM: Tensor, centers_MD: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -194,96 +185,3 @@ def _of_rank(linear_DM: Tensor, centers_MD: Tensor, rank: int) -> tuple[Tensor, 
     )
     narrow_DR = axes_DD @ (left[:, :rank] / spread_D.unsqueeze(1))
     return narrow_DR.contiguous(), values[:rank].unsqueeze(1) * right[:rank]
-
-
-Search = Callable[[Tensor, Tensor, int, Effort, Tensor | None], Tensor]
-"""Costs (B, M), which may be overwritten, the table of pairs, the number of codebooks, the effort, and codes to start
-from or None; returns int64 codes (B, N)."""
-
-
-@cache
-def compiled_search(device: torch.device) -> Search | None:
-    """The search compiled for a device; None where it cannot be, and then tensor operations do."""
-    if device.type == "cpu":
-        try:
-            from mvqkd.models.quantizer.search import cpu as search_cpu
-        except ModuleNotFoundError as error:
-            if error.name != "numba":
-                raise
-            return None
-        return search_cpu.search
-    if device.type != "cuda":
-        return None
-    try:
-        from mvqkd.models.quantizer.search import triton as search_triton
-
-        _check_against_tensors(search_triton.search, device)
-    except Exception as error:  # noqa: BLE001 -- compilers for GPUs fail in many ways, and there is another way
-        warnings.warn(
-            f"the search of codes cannot be compiled for {device} and runs in tensor operations, which takes longer: "
-            f"{type(error).__name__}: {error}",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return None
-    return search_triton.search
-
-
-def _check_against_tensors(search: Search, device: torch.device) -> None:
-    generator = torch.Generator().manual_seed(0)
-    cost_BM = torch.randn(64, 4 * 16, generator=generator).to(device)
-    centers_MD = torch.randn(4 * 16, 8, generator=generator).to(device)
-    cross_MM = centers_MD @ centers_MD.t()
-    effort = Effort.of_passes(3, 4)
-    found, expected = (each(cost_BM.clone(), cross_MM, 4, effort, None) for each in (search, search_in_step))
-    if not torch.equal(found, expected):
-        raise ArithmeticError("it finds other codes than the search in tensor operations")
-
-
-def search_in_step(
-    cost_BM: Tensor, cross_MM: Tensor, num_codebooks: int, effort: Effort, start_BN: Tensor | None
-) -> Tensor:
-    """The search in tensor operations, all frames moving at once: where it is not compiled."""
-    frames = cost_BM.shape[0]
-    # On CUDA the host would wait for the device each time that it looks whether all frames have stopped.
-    look_every = 1 if cost_BM.device.type == "cpu" else 16
-    codebook_size = cost_BM.shape[1] // num_codebooks
-    cost_BNK = cost_BM.view(frames, num_codebooks, codebook_size)
-    first_N = torch.arange(num_codebooks, device=cost_BM.device) * codebook_size
-    code_BN = cost_BM.new_zeros((frames, num_codebooks), dtype=torch.int64)
-    tolerance_B = TOLERANCE * (cost_BM.amax(dim=1) - cost_BM.amin(dim=1))
-    for n in range(num_codebooks):
-        code_BN[:, n] = cost_BNK[:, n].argmin(dim=1) if start_BN is None else start_BN[:, n]
-        cost_BM += cross_MM[code_BN[:, n] + first_N[n]]
-    best_BN = code_BN.clone()
-    # Only differences matter, so the start costs nothing.
-    now_B = torch.zeros_like(tolerance_B)
-    best_B = torch.zeros_like(tolerance_B)
-    failed_B = torch.zeros_like(code_BN[:, 0])
-    active_B = torch.ones_like(failed_B, dtype=torch.bool)
-    free_from_BN = torch.zeros_like(code_BN)
-    for move in range(effort.moves if num_codebooks > 1 else 0):
-        own_BN1 = cost_BNK.gather(2, code_BN.unsqueeze(2))
-        cost_BNK.scatter_(2, code_BN.unsqueeze(2), torch.inf)
-        least_BN, entry_BN = cost_BNK.min(dim=2)
-        cost_BNK.scatter_(2, code_BN.unsqueeze(2), own_BN1)
-        change_BN = least_BN - own_BN1.squeeze(2)
-        new_best_BN = now_B.unsqueeze(1) + change_BN < (best_B - tolerance_B).unsqueeze(1)
-        change_BN = change_BN.masked_fill((free_from_BN > move) & ~new_best_BN, torch.inf)
-        change_B, n_B = change_BN.min(dim=1)
-        better_B = now_B + change_B < best_B - tolerance_B
-        failed_B = torch.where(better_B, 0, failed_B + 1)
-        active_B &= failed_B <= effort.patience
-        if move % look_every == 0 and not bool(active_B.any()):
-            break
-        n_B1, active_B1 = n_B.unsqueeze(1), active_B.unsqueeze(1)
-        old_B, new_B = (codes.gather(1, n_B1).squeeze(1) + first_N[n_B] for codes in (code_BN, entry_BN))
-        cost_BM += (cross_MM[new_B] - cross_MM[old_B]) * active_B1
-        moved_BN = code_BN.scatter(1, n_B1, entry_BN.gather(1, n_B1))
-        code_BN = torch.where(active_B1, moved_BN, code_BN)
-        free_from_BN = free_from_BN.scatter(1, n_B1, move + 1 + effort.tenure)
-        now_B = now_B + change_B
-        better_B &= active_B
-        best_B = torch.where(better_B, now_B, best_B)
-        best_BN = torch.where(better_B.unsqueeze(1), code_BN, best_BN)
-    return best_BN

@@ -1,8 +1,10 @@
-"""The search of `search.py` as one kernel for CUDA, written in Triton.
+"""The search of `tables.py` as one kernel for CUDA, written in Triton.
 
 In tensor operations every move of the search reads and writes the costs of all frames several times. Here one program
 searches one frame from its start to its end: its costs stay in registers, and only the two rows of the table that a
 move needs are read, mostly from the GPU's second cache. Frames that have ended free their place at once.
+
+Shape suffixes: B frames, N codebooks, M entries of all codebooks together.
 """
 
 import torch
@@ -10,9 +12,36 @@ import triton
 from torch import Tensor
 from triton import language as tl
 
-from mvqkd.models.quantizer.search.tables import TOLERANCE, Effort
+from mvqkd.models.quantizer.search.effort import TOLERANCE, Effort
 
 _COSTS_PER_WARP = 512
+
+
+@triton.jit
+def _start(
+    cost: tl.tensor,
+    cross_ptr: tl.tensor,
+    start_ptr: tl.tensor,
+    n: tl.tensor,
+    entries: tl.tensor,
+    exists: tl.tensor,
+    FROM_CODES: tl.constexpr,
+    N: tl.constexpr,
+    ROWS: tl.constexpr,
+    K: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """The first code, chosen or given, and the costs with what its entries cost with others."""
+    code = tl.zeros([ROWS], tl.int32)
+    for i in range(N):
+        if FROM_CODES:
+            entry = tl.load(start_ptr + i).to(tl.int32)
+        else:
+            _, entry_of_n = tl.min(cost, axis=1, return_indices=True)
+            entry = tl.sum(tl.where(n == i, entry_of_n, 0), axis=0)
+        code = tl.where(n == i, entry, code)
+        row = cross_ptr + (i * K + entry).to(tl.int64) * (N * K)
+        cost += tl.load(row + entries, mask=exists, other=0.0)
+    return cost, code
 
 
 @triton.jit
@@ -39,16 +68,7 @@ def _search(
     high = tl.max(tl.max(tl.where(exists, cost, float("-inf")), axis=1), axis=0)
     low = tl.min(tl.min(tl.where(exists, cost, float("inf")), axis=1), axis=0)
     tolerance = (high - low) * tolerance_share
-    code = tl.zeros([ROWS], tl.int32)
-    for i in range(N):
-        if FROM_CODES:
-            entry = tl.load(start_ptr + b * N + i).to(tl.int32)
-        else:
-            _, entry_of_n = tl.min(cost, axis=1, return_indices=True)
-            entry = tl.sum(tl.where(n == i, entry_of_n, 0), axis=0)
-        code = tl.where(n == i, entry, code)
-        row = cross_ptr + (i * K + entry).to(tl.int64) * (N * K)
-        cost += tl.load(row + entries, mask=exists, other=0.0)
+    cost, code = _start(cost, cross_ptr, start_ptr + b * N, n, entries, exists, FROM_CODES, N, ROWS, K)
     best_code = code
     now = tolerance * 0
     best = now
