@@ -1,4 +1,7 @@
-"""Cuts to teacher embeddings: decoding ahead, length-sorted batches, one utterance never costs another."""
+"""Cuts to teacher embeddings: decoding ahead, length-sorted batches, one utterance never costs another.
+
+Shape suffixes: T teacher frames, D embedding dimension.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,7 @@
-"""Extraction of one shard: audio to teacher to quantizer to one committed Parquet object."""
+"""Extraction of one shard: audio to teacher to quantizer to one committed Parquet object.
+
+Shape suffixes: T frames of an utterance, F frames of several, D embedding dimension, N codebooks.
+"""
 
 import time
 from collections.abc import Callable, Sequence
@@ -14,8 +17,8 @@ from mvqkd.storage.errors import ContractError
 from mvqkd.storage.failures import Failure, write_failures
 from mvqkd.storage.location import Location
 from mvqkd.storage.rows import IndexRow
+from mvqkd.storage.shard_summary import ShardSummary
 from mvqkd.storage.shared_place import require_seen
-from mvqkd.storage.summary import ShardSummary
 from mvqkd.storage.table import IndexTable
 from mvqkd.workers.cuts import cut_to_json, identity, speaker_of, text_of
 from mvqkd.workers.embed import Embedded, Embedder, EmbedderSettings, LeftOut

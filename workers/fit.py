@@ -1,4 +1,7 @@
-"""Fitting the quantizer: sample, embed, fit, store."""
+"""Fitting the quantizer: sample, embed, fit, store.
+
+Shape suffixes: F frames, D embedding dimension.
+"""
 
 import hashlib
 import json
@@ -13,7 +16,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from mvqkd.models.quantizer import FitConfig, FitProgress, fit_quantizer
+from mvqkd.models.quantizer import FitConfig, FitProgress, FitResult, fit_quantizer
 from mvqkd.storage.errors import ObjectMissingError
 from mvqkd.storage.location import Location
 from mvqkd.workers.embed import Embedder, EmbedderSettings, LeftOut
@@ -126,17 +129,11 @@ class QuantizerFitter:
             cuts_sha256=cuts_sha256,
             left_out=[{"cut_id": x.cut.id, "stage": x.stage, "message": x.message} for x in left_out],
         )
-        facts = {
+        facts = _facts(result) | {
             "teacher": asdict(info),
             "config": asdict(config),
             "settings": self._settings,
             "training_data": data,
-            "valid_rrl": result.valid_rrl,
-            "usage_entropy_bits": result.usage_entropy_bits,
-            "codebook_correlations": result.codebook_correlations,
-            "history": [asdict(point) for point in result.history],
-            "steps": result.steps,
-            "seconds": result.seconds,
         }
         record = save_quantizer(self._location, result.quantizer, facts)
         self._location.remove(STATE)
@@ -186,6 +183,18 @@ class QuantizerFitter:
         of = state.pop(STATE_OF, None)
         # The state of a fit to other data, of another teacher or with other settings is of no use here.
         return state if of is not None and bytes(of.tolist()).decode() == fit_digest else None
+
+
+def _facts(result: FitResult) -> dict[str, Any]:
+    """What a fit found out, under the names of `QuantizerRecord`."""
+    return {
+        "valid_rrl": result.valid_rrl,
+        "usage_entropy_bits": result.usage_entropy_bits,
+        "codebook_correlations": result.codebook_correlations,
+        "history": [asdict(point) for point in result.history],
+        "steps": result.steps,
+        "seconds": result.seconds,
+    }
 
 
 def _note(now: FitProgress) -> dict[str, Any]:

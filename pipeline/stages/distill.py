@@ -6,8 +6,7 @@ from typing import Any
 
 from mvqkd.models.students.config import StudentConfig
 from mvqkd.pipeline.cluster.pool import Note, Pool, open_pool
-from mvqkd.pipeline.errors import PoolError
-from mvqkd.pipeline.errors import StageError
+from mvqkd.pipeline.errors import PoolError, StageError
 from mvqkd.pipeline.run_folder import Run, digest
 from mvqkd.pipeline.show.progress import bar, say
 from mvqkd.storage.artifacts import load_artifact, read_json, write_json

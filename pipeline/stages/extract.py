@@ -14,7 +14,7 @@ from mvqkd.pipeline.stages.plan import need_plan
 from mvqkd.storage.errors import ArtifactError
 from mvqkd.storage.failures import Failure, write_failures
 from mvqkd.storage.shared_place import require_seen
-from mvqkd.storage.table import IndexTable
+from mvqkd.storage.table import IndexTable, shard_names
 from mvqkd.workers.plan import Shard
 from mvqkd.workers.quantizer_record import QuantizerRecord, load_record
 
@@ -31,9 +31,9 @@ def extract_stage(run: Run) -> dict[str, Any]:
     table = IndexTable.create(run.table, record.contract())
     planned = {shard.name(table.contract.digest()): shard for shard in plan.shards}
     sizes = table.location.list()
-    committed = table.shards_among(sizes)
+    committed = set(shard_names(sizes))
     _refuse_foreign(table, sorted(committed - set(planned)))
-    extracted = Extracted.load(run, table, committed)
+    extracted = Extracted.load(run, table, sizes)
     todo = [shard for name, shard in planned.items() if name not in committed]
     work = _Work(table=table, extracted=extracted, num_todo=len(todo), began=time.monotonic())
     if todo:
@@ -41,15 +41,14 @@ def extract_stage(run: Run) -> dict[str, Any]:
             for outcome in _outcomes(run, table, todo, pool, work):
                 work.end(outcome)
         sizes = table.location.list()
-        extracted.read(table.shards_among(sizes))
-        extracted.look_at_failures()
+        extracted.look_again(sizes)
     extracted.save(run)
     summary = {
         "table_url": run.table.url,
         "shards_extracted": work.num_shards,
         "shards_found_done": len(committed),
         "shards_failed": work.num_failed,
-        "utterances_left_out": extracted.left_out,
+        "utterances_left_out": extracted.num_left_out,
         "speed": work.speed() or run.reports.whole().get("extract", {}).get("speed", {}),
         "table": _table_figures(extracted, sizes, record),
     }

@@ -1,7 +1,6 @@
 """What a table holds, added up as its shards are extracted, so that no later run has to read the table for it."""
 
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,11 +8,12 @@ from mvqkd.pipeline.run_folder import Run
 from mvqkd.storage.artifacts import read_json, write_json
 from mvqkd.storage.errors import ObjectMissingError
 from mvqkd.storage.failures import FAILURES_FOLDER, read_failures
-from mvqkd.storage.summary import ShardSummary, TableSummary, summarize
-from mvqkd.storage.table import IndexTable
+from mvqkd.storage.shard_summary import ShardSummary, SummaryTotal
+from mvqkd.storage.summary import TableSummary, summarize
+from mvqkd.storage.table import IndexTable, shard_names
+from mvqkd.storage.threads import READING_THREADS, map_in_order
 
 STATE = "extracted.json"
-READERS = 16
 
 
 @dataclass(kw_only=True)
@@ -22,54 +22,52 @@ class Extracted:
 
     Attributes:
         table: whose shards.
+        total: their sum.
         shards: names of those counted.
-        total: their sum; None before the first.
-        failures: records in the failures table, and `left_out`: those of single utterances.
+        failures: sizes of the objects of the failures table.
+        num_failures: records in them; `num_left_out`: those of single utterances.
     """
 
     table: IndexTable
+    total: SummaryTotal
     shards: set[str] = field(default_factory=set)
-    total: ShardSummary | None = None
-    failures: int = 0
-    left_out: int = 0
-    failures_bytes: int = 0
+    failures: dict[str, int] = field(default_factory=dict)
+    num_failures: int = 0
+    num_left_out: int = 0
 
     @classmethod
-    def load(cls, run: Run, table: IndexTable, committed: set[str]) -> "Extracted":
-        """What an earlier run counted, if all of it is still there; the footers of other shards are read."""
+    def load(cls, run: Run, table: IndexTable, sizes: Mapping[str, int]) -> "Extracted":
+        """What an earlier run counted, if all of it is still there; the footers of other shards are read.
+
+        Args:
+            sizes: listing of the table's folder.
+        """
+        found = cls(table=table, total=SummaryTotal(table.contract))
         try:
             state: dict[str, Any] = read_json(run.root, STATE)
         except ObjectMissingError:
             state = {}
         same = state.get("table") == table.location.url and state.get("contract") == table.contract.digest()
-        counted = set(state["shards"]) if same else set()
-        if not counted or counted - committed:
-            found = cls(table=table)
-            found.look_at_failures()
-        else:
-            found = cls(
-                table=table,
-                shards=counted,
-                total=ShardSummary.from_dict(state["total"]),
-                failures=state["failures"],
-                left_out=state["left_out"],
-                failures_bytes=state["failures_bytes"],
-            )
-        found.read(committed)
+        if same and set(state["shards"]) <= set(shard_names(sizes)):
+            found.total.add(ShardSummary.from_dict(state["total"], where=run.root.full_url(STATE)))
+            found.shards = set(state["shards"])
+            found.failures = state["failures"]
+            found.num_failures, found.num_left_out = state["num_failures"], state["num_left_out"]
+            found.read_footers(sizes)
+        elif sizes:
+            found.look_again(sizes)
         return found
 
     def save(self, run: Run) -> None:
         """Keep it for the next run."""
-        if self.total is None:
-            return
         state = {
             "table": self.table.location.url,
             "contract": self.table.contract.digest(),
             "shards": sorted(self.shards),
-            "total": self.total.to_dict(),
+            "total": self.total.total().to_dict(),
             "failures": self.failures,
-            "left_out": self.left_out,
-            "failures_bytes": self.failures_bytes,
+            "num_failures": self.num_failures,
+            "num_left_out": self.num_left_out,
         }
         write_json(run.root, STATE, state)
 
@@ -77,30 +75,30 @@ class Extracted:
         """Count a shard, once."""
         if name not in self.shards:
             self.shards.add(name)
-            self.total = summary if self.total is None else self.total + summary
+            self.total.add(summary)
 
-    def read(self, committed: Iterable[str]) -> None:
-        """Count the shards that are not counted yet, by their footers."""
-        missing = sorted(set(committed) - self.shards)
-        with ThreadPoolExecutor(READERS) as pool:
-            for name, summary in zip(missing, pool.map(self.table.summary_of, missing), strict=True):
-                self.add(name, summary)
-
-    def look_at_failures(self) -> None:
-        """Count the records of the failures table anew."""
+    def look_again(self, sizes: Mapping[str, int]) -> None:
+        """Count what others put there: the footers of shards that are not counted, and the failures table."""
+        self.read_footers(sizes)
         failures = read_failures(self.table.location)
-        self.failures = len(failures)
-        self.left_out = sum(failure.cut_id is not None for failure in failures)
-        self.failures_bytes = sum(self.table.location.join(FAILURES_FOLDER).list().values())
+        self.failures = dict(self.table.location.list(FAILURES_FOLDER))
+        self.num_failures = len(failures)
+        self.num_left_out = sum(failure.cut_id is not None for failure in failures)
+
+    def read_footers(self, sizes: Mapping[str, int]) -> None:
+        """Count the shards of a listing that are not counted yet."""
+        missing = [name for name in shard_names(sizes) if name not in self.shards]
+        found = map_in_order(self.table.summary_of, missing, threads=READING_THREADS)
+        for name, summary in zip(missing, found, strict=True):
+            self.add(name, summary)
 
     def table_summary(self, sizes: Mapping[str, int], *, embedding_dim: int) -> TableSummary:
         """Figures of the whole table, whose folder has been listed."""
-        total = self.total or ShardSummary.empty(self.table.contract)
+        failures = {f"{FAILURES_FOLDER}/{name}": size for name, size in self.failures.items()}
         return summarize(
             self.table,
-            total,
-            num_shards=len(self.shards),
-            total_bytes=sum(sizes.values()) + self.failures_bytes,
-            num_failures=self.failures,
+            self.total.total(),
+            sizes={**sizes, **failures},
+            num_failures=self.num_failures,
             embedding_dim=embedding_dim,
         )

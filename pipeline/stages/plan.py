@@ -5,7 +5,7 @@ from typing import Any
 
 from mvqkd.pipeline.run_folder import Part, Run
 from mvqkd.pipeline.show.progress import bar, say
-from mvqkd.workers.corpus.config import CorpusError
+from mvqkd.workers.corpus.files import CorpusError
 from mvqkd.workers.plan import Plan, make_plan, read_plan
 
 TEACHER_FRAME_RATE_HZ = 50.0  # of nearly every teacher that is known; the table's contract has the exact one

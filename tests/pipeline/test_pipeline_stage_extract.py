@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 from tiny import Done, copy_of, make_run, objects, run_tree, write_corpus
 
-from mvqkd.pipeline.errors import PoolError
-from mvqkd.pipeline.errors import StageError
+from mvqkd.pipeline.errors import PoolError, StageError
 from mvqkd.pipeline.stages.extract import extract_stage
 from mvqkd.pipeline.stages.extracted import STATE
 from mvqkd.pipeline.stages.plan import need_plan, plan_stage

@@ -71,9 +71,7 @@ def make_model(settings: DistillConfig, table: IndexTable) -> DistillationModel:
     if settings.loss_scale:
         spec = TableCodes(table.contract, ALIGNMENT).spec
         head = build_head(spec, student.layer_channels(settings.student_layer))
-        heads["codebook"] = AttachedHead(
-            layer=settings.student_layer, scale=settings.loss_scale, head=head
-        )
+        heads["codebook"] = AttachedHead(layer=settings.student_layer, scale=settings.loss_scale, head=head)
     return DistillationModel(student, heads)
 
 

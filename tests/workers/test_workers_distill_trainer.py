@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,6 @@ import pytest
 import torch
 from distill_fakes import LENGTHS, SETTINGS, make_batches, make_model, make_trainer
 
-from mvqkd.models.distillation.model import DistillationModel
-from mvqkd.models.students.conformer import ConformerTransducer, StudentConfig
-from mvqkd.models.students.units import CharUnits
 from mvqkd.storage.table import IndexTable
 from mvqkd.workers.distill import trainer as trainer_module
 from mvqkd.workers.distill.examples import Batch

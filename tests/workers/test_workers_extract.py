@@ -58,7 +58,11 @@ def test_one_shard_end_to_end(tmp_path: Path) -> None:
     report = extractor.run(shard)
     rows = list(table.iter_rows())
     assert [row["cut_id"] for row in rows] == ["u000", "u001_sp1.1", "u002"]
-    assert (report.summary.rows, report.num_left_out, report.name) == (3, 0, shard.name(table.contract.digest()))
+    assert (report.summary.rows, report.num_left_out, report.name) == (
+        3,
+        0,
+        shard.name(table.contract.digest()),
+    )
     assert report.summary.frames == sum(row["num_frames"] for row in rows)
     assert report.summary.duration_s / 3600 == pytest.approx(sum(cut.duration for cut in cuts) / 3600)
     assert [row["speed"] for row in rows] == [1.0, 1.1, 1.0]

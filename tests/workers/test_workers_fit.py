@@ -154,9 +154,7 @@ def test_nothing_can_be_embedded(tmp_path: Path, sample: Sample) -> None:
     ):
         make_fitter(open_location(str(tmp_path / "q"))).run(sample)
     with pytest.raises(ValueError, match="the sample is empty"):
-        make_fitter(open_location(str(tmp_path / "q"))).run(
-            replace(sample, train=(), valid=())
-        )
+        make_fitter(open_location(str(tmp_path / "q"))).run(replace(sample, train=(), valid=()))
 
 
 def test_frames_are_bounded_and_evenly_thinned(tmp_path: Path, sample: Sample) -> None:

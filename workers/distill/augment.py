@@ -1,4 +1,7 @@
-"""Augmentation of features: SpecAugment as the run file sets it."""
+"""Augmentation of features: SpecAugment as the run file sets it.
+
+Shape suffixes: T frames, F features.
+"""
 
 from torch import Generator, Tensor
 

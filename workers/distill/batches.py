@@ -12,8 +12,9 @@ from typing import Any
 from mvqkd.models.distillation.heads import TargetSpec
 from mvqkd.storage.rows import arrow_to_rows
 from mvqkd.storage.table import IndexTable
+from mvqkd.storage.threads import READING_THREADS, map_in_order
 from mvqkd.workers.cuts import UtteranceError
-from mvqkd.workers.decode_ahead import decode_ahead, decoded_batches, length_sorted_batches
+from mvqkd.workers.decode_ahead import decoded_batches, length_sorted_batches
 from mvqkd.workers.distill.examples import Batch, Example, ExampleMaker, RowKey
 
 WINDOW_SHARDS = 8
@@ -46,9 +47,9 @@ def scan_table(table: IndexTable) -> tuple[Durations, list[str]]:
     all_durations: Durations = {}
     all_texts: list[str] = []
     # Several at a time: the table may be far away, and shards by the thousand.
-    for name, result in zip(names, decode_ahead(names, read, threads=8, ahead=16), strict=True):
-        assert not isinstance(result, UtteranceError)
-        all_durations[name], texts = result
+    results = map_in_order(read, names, threads=READING_THREADS)
+    for name, (durations, texts) in zip(names, results, strict=True):
+        all_durations[name] = durations
         all_texts += texts
     if not all_texts:
         raise ValueError(

@@ -1,4 +1,7 @@
-"""One training example: a row of the index table, its audio's features, its units and its targets."""
+"""One training example: a row of the index table, its audio's features, its units and its targets.
+
+Shape suffixes: T frames, F features, U units.
+"""
 
 import threading
 from collections.abc import Mapping

@@ -1,4 +1,7 @@
-"""The training loop of a student: a plain class; Ray Train is added by the pipeline."""
+"""The training loop of a student: a plain class; Ray Train is added by the pipeline.
+
+Shape suffixes: T frames, F features.
+"""
 
 import random
 from collections.abc import Callable

@@ -1,4 +1,7 @@
-"""Recognizing a test part with a trained student."""
+"""Recognizing a test part with a trained student.
+
+Shape suffixes: B utterances, T samples.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
