@@ -24,8 +24,8 @@ app = typer.Typer(
     help=(
         "Distil a large speech teacher into a small recognizer through codebook indexes (MVQ-KD).\n\n"
         "One run file describes a run; init writes one, configs/ holds examples. The stages are plan (cut the corpus "
-        "into shards), fit (train the quantizer on a sample), extract (write the index table), distill (train a student), "
-        "decode (recognize the test part); `run` does them all. Every stage can be repeated: what is fitted, "
+        "into shards), fit (train the quantizer on a sample), extract (write the index table), distill (train a "
+        "student), decode (recognize the test part); `run` does them all. Every stage can be repeated: what is fitted, "
         "extracted or trained is not done again."
     ),
 )
