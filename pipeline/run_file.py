@@ -38,13 +38,18 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     except (OSError, RuntimeError, ValueError) as error:  # no such home folder; a NUL in the name
         problem = getattr(error, "strerror", None) or error
         raise ConfigError(f"{path}: cannot be read ({problem}); name a run file") from error
+    return config_from_text(text, path, overrides)
+
+
+def config_from_text(text: str, name: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """What a run file of this text says; `name` stands in messages. Raises ConfigError as `load_config` does."""
     try:
         tree = read_yaml(text, Kind(section=RunConfig))
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
+        raise ConfigError(f"{name}: {error}") from error
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: a run file is a mapping of sections, see configs/demo.yaml")
-    return _checked(RunConfig, tree, overrides, f"{path}: the run configuration is wrong")
+        raise ConfigError(f"{name}: a run file is a mapping of sections, see configs/demo.yaml")
+    return _checked(RunConfig, tree, overrides, f"{name}: the run configuration is wrong")
 
 
 def load_storage_config(root: str, overrides: Sequence[str] = ()) -> StorageConfig:
