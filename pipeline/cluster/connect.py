@@ -10,6 +10,7 @@ import ray
 from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from mvqkd.pipeline.cluster.environment import check_local_environment, ray_temp_dir
 from mvqkd.pipeline.cluster.pool import Resources, Share
 from mvqkd.pipeline.cluster.progress_board import ProgressBoard
 from mvqkd.pipeline.run_config import ClusterConfig
@@ -50,6 +51,8 @@ def cluster(config: ClusterConfig) -> Iterator[None]:
 def _start_local(num_cpus: int | None) -> None:
     """Start Ray in this process. Ray gives its own parts 30 s to come up; on a loaded machine that may need a
     second try."""
+    check_local_environment()
+    temp_dir = ray_temp_dir()
     for attempt in range(1, LOCAL_STARTS + 1):
         try:
             ray.init(
@@ -59,6 +62,7 @@ def _start_local(num_cpus: int | None) -> None:
                 log_to_driver=False,
                 logging_level="ERROR",
                 _node_ip_address="127.0.0.1",
+                _temp_dir=temp_dir,
             )
             return
         except Exception as error:
@@ -68,8 +72,8 @@ def _start_local(num_cpus: int | None) -> None:
             ray.shutdown()
             if attempt == LOCAL_STARTS:
                 raise ConnectionError(
-                    f"Ray did not start on this machine in {LOCAL_STARTS} tries of 30 s: it is too busy, or its "
-                    "/tmp is full"
+                    f"Ray did not start on this machine in {LOCAL_STARTS} tries of 30 s: it is too busy, or "
+                    f"{temp_dir or 'its /tmp'} is full; `--set cluster.address=none` does without Ray"
                 ) from error
 
 
