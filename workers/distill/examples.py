@@ -3,6 +3,7 @@
 Shape suffixes: T frames, F features, U units.
 """
 
+import math
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from mvqkd.models.alignment import IGNORE
 from mvqkd.models.distillation.heads import TargetSpec
 from mvqkd.models.students.base import Student
 from mvqkd.models.students.units import Units
@@ -23,6 +25,18 @@ from mvqkd.workers.distill.target_sources import TargetSource
 
 RowKey = tuple[str, int]
 IDENTITY_COLUMNS = ("cut_id", "recording_id", "channel", "start", "duration", "speed", "num_samples")
+
+
+def padding_of(spec: TargetSpec) -> float:
+    """What stands where there is no target, as heads take it."""
+    return IGNORE if spec.kind == "codes" else math.nan
+
+
+def width_of(spec: TargetSpec) -> int:
+    """Numbers of a frame's target."""
+    width = spec.num_codebooks if spec.kind == "codes" else spec.dim
+    assert width is not None, "checked when the spec was built"
+    return width
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +79,7 @@ class Batch:
                 pad_sequence(
                     [example.targets[name] for example in self.examples],
                     batch_first=True,
-                    padding_value=spec.padding,
+                    padding_value=padding_of(spec),
                 )
             )
             for name, spec in self.specs.items()

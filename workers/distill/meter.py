@@ -8,6 +8,7 @@ from mvqkd.models.distillation.model import Losses
 
 CODEBOOK = "codebook"
 """Name of the head that learns the codes of the run's own table."""
+_MAIN = "transducer"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,7 @@ class Meter:
     def add(self, num_utterances: int, losses: Losses) -> None:
         """Count a step."""
         self._utterances += num_utterances
-        self._own += float(losses.parts.get("transducer", losses.student))
+        self._own += float(losses.parts[_MAIN] if _MAIN in losses.parts else sum(losses.parts.values()))
         for name, head in losses.heads.items():
             self._head_losses[name] += float(head.loss)
             self._head_targets[name] += head.count

@@ -14,7 +14,7 @@ from mvqkd.models.distillation.model import DistillationModel, Losses
 from mvqkd.workers.distill.augment import Augment
 from mvqkd.workers.distill.average import WeightAverage
 from mvqkd.workers.distill.batches import TableBatches
-from mvqkd.workers.distill.examples import Batch, Example
+from mvqkd.workers.distill.examples import Batch, Example, padding_of, width_of
 from mvqkd.workers.distill.meter import Meter, Progress
 from mvqkd.workers.distill.settings import DistillConfig
 
@@ -53,7 +53,7 @@ class StudentTrainer:
         self._settings, self._batches, self._device, self._rank = settings, batches, device, rank
         self.model = model
         self._wrapped = wrap(model)
-        self._augment = Augment(settings, feature_rate_hz=model.student.frames.feature_rate_hz)
+        self._augment = Augment(settings, feature_rate_hz=model.student.feature_rate_hz)
         self._average = WeightAverage(model.student)
         self._optimizer = torch.optim.AdamW(
             _decay_groups(model, settings.weight_decay), lr=settings.lr, betas=(0.9, 0.98)
@@ -163,7 +163,7 @@ class StudentTrainer:
             features_TF=features_TF,
             units_U=torch.ones(1, dtype=torch.long),
             targets={
-                name: torch.full((num_frames, spec.width), spec.padding)
+                name: torch.full((num_frames, width_of(spec)), padding_of(spec))
                 for name, spec in self._batches.specs.items()
             },
         )
