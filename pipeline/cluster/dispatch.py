@@ -57,7 +57,7 @@ class RayPool:
             watch.on_notes(list(read_board(board).values()))
 
         dispatcher = Dispatcher(
-            lambda: actor.remote(settings, board),
+            spawn=lambda: actor.remote(settings, board),
             workers=share.workers,
             max_attempts=max_attempts,
             timeout_s=timeout_s,

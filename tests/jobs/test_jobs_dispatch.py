@@ -57,7 +57,7 @@ def work(ray_session: None, tmp_path: Path) -> Any:
     board = start_board()
 
     def run(items: list[str], **options: Any) -> dict[str, Outcome]:
-        dispatcher = Dispatcher(lambda: actor.remote(settings, board), **{"workers": 2, **options})
+        dispatcher = Dispatcher(spawn=lambda: actor.remote(settings, board), **{"workers": 2, **options})
         outcomes = list(dispatcher.run(items))
         assert len(outcomes) == len(items)
         assert read_board(board)
@@ -99,6 +99,6 @@ def test_an_item_over_its_time_loses_its_worker(work: Any) -> None:
 def test_workers_that_cannot_start_end_the_job(ray_session: None, tmp_path: Path) -> None:
     settings = ToldSettings(folder=tmp_path, start="badly")
     actor, board = actor_of(settings, cpus=1, gpus=0), start_board()
-    dispatcher = Dispatcher(lambda: actor.remote(settings, board), workers=1, max_failed_starts=1)
+    dispatcher = Dispatcher(spawn=lambda: actor.remote(settings, board), workers=1, max_failed_starts=1)
     with pytest.raises(PoolError, match="no teacher here"):
         list(dispatcher.run(["item"]))

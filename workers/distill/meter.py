@@ -1,7 +1,7 @@
 """How a training goes: means since the last report, and speed."""
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 from mvqkd.models.distillation.model import Losses
@@ -42,7 +42,7 @@ class Meter:
         self._since = time.monotonic()
         self._utterances = 0
         self._own = 0.0
-        self._head_losses: Counter[str] = Counter()
+        self._head_losses: defaultdict[str, float] = defaultdict(float)
         self._head_targets: Counter[str] = Counter()
 
     @property
