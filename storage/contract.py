@@ -46,7 +46,7 @@ class TableContract:
     def __post_init__(self) -> None:
         for item in fields(self):
             value, expected = getattr(self, item.name), item.type
-            if expected is float and type(value) is int:
+            if expected is float and type(value) is int and abs(value) < 2**53:
                 object.__setattr__(self, item.name, float(value))
             elif type(value) is not expected:
                 wanted = getattr(expected, "__name__", expected)

@@ -250,8 +250,9 @@ def read_url(url: str, *, options: Mapping[str, Any] | None = None) -> bytes:
     import fsspec
 
     try:
-        with fsspec.open(url, "rb") as file:
-            return file.read()
+        # Not fsspec.open: over http it calls every trouble of the server a missing file.
+        filesystem, path = fsspec.url_to_fs(url)
+        return filesystem.cat_file(path)
     except FileNotFoundError as error:
         raise ObjectMissingError(url, "there is no such file", "check the url") from error
     # An unknown scheme is a ValueError, one whose library is missing an ImportError.

@@ -92,9 +92,13 @@ def read_columns(file: pq.ParquetFile, columns: Sequence[str] | None, *, where: 
     if unknown:
         raise TableError(f"{where}: no columns {unknown}; it has {names}")
     try:
-        return file.read(columns=list(columns) if columns is not None else None)
+        table = file.read(columns=list(columns) if columns is not None else None)
     except _DAMAGE as error:
         raise damaged(where, error) from error
+    # pyarrow takes a page that it does not understand for the end of the column.
+    if table.num_rows != file.metadata.num_rows:
+        raise damaged(where, f"{table.num_rows} rows instead of {file.metadata.num_rows}")
+    return table
 
 
 def damaged(where: str, problem: object) -> TableError:
@@ -110,16 +114,19 @@ def stored_contract(metadata: Mapping[bytes, bytes] | None, *, where: str) -> Ta
     return TableContract.from_json(text.decode(errors="replace"), where=where)
 
 
-def compressed_bytes(metadata: pq.FileMetaData, leaf: str | None = None) -> int:
-    """What a leaf column, or all of them, takes in the file."""
+def compressed_bytes(metadata: pq.FileMetaData, leaf: str | None = None, *, where: str) -> int:
+    """What a leaf column, or all of them, takes in the file. Raises `TableError` for a damaged footer."""
     groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
     chunks = [group.column(index) for group in groups for index in range(group.num_columns)]
-    return sum(chunk.total_compressed_size for chunk in chunks if leaf in {None, chunk.path_in_schema})
+    try:
+        return sum(chunk.total_compressed_size for chunk in chunks if leaf in {None, chunk.path_in_schema})
+    except _DAMAGE as error:
+        raise damaged(where, error) from error
 
 
-def end_of_pages(metadata: pq.FileMetaData) -> int:
+def end_of_pages(metadata: pq.FileMetaData, *, where: str) -> int:
     """The byte where the pages of a file of ours end: they follow the magic without gaps."""
-    return len(_MAGIC) + compressed_bytes(metadata)
+    return len(_MAGIC) + compressed_bytes(metadata, where=where)
 
 
 def _ending(source: io.RawIOBase, *, where: str) -> bytes:

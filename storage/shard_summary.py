@@ -200,7 +200,7 @@ def footer_values(metadata: pq.FileMetaData, *, where: str) -> dict[str, Any] | 
         pages_end, rows = values.pop("pages_end"), values["rows"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged(where, f"the summary in its footer: {error}") from error
-    if pages_end != end_of_pages(metadata):
+    if pages_end != end_of_pages(metadata, where=where):
         return None  # another program wrote other rows and kept what it did not know
     if rows != metadata.num_rows:
         raise damaged(where, f"{metadata.num_rows} rows, but {rows} were written")

@@ -90,10 +90,10 @@ class IndexTable:
             content = parse_json(data)
         except ValueError as error:
             raise TableError(f"{where}: not JSON ({error}); delete it and run extract again") from error
-        if not isinstance(content, dict) or "contract" not in content:
+        if not isinstance(content, dict) or not {"contract", "contract_sha256"} <= set(content):
             raise ContractError(f"{where}: holds no table contract; delete it and run extract again")
         contract = TableContract.from_json(json.dumps(content["contract"]), where=where)
-        if content.get("contract_sha256", contract.digest()) != contract.digest():
+        if content["contract_sha256"] != contract.digest():
             raise ContractError(
                 f"{where}: the contract was changed after it was written (contract_sha256 is of another one); "
                 "take back the change, or delete the file and run extract again"
@@ -138,7 +138,7 @@ class IndexTable:
         assert written.num_rows == table.num_rows, f"{path}: Parquet lost rows"
         if not self.location.write_once(path, data):
             return WrittenShard(committed=False, summary=self.summary_of(name))
-        codes_bytes = compressed_bytes(written, STORED[CODES].leaf)
+        codes_bytes = compressed_bytes(written, STORED[CODES].leaf, where=where)
         return WrittenShard(committed=True, summary=replace(summary, codes_bytes=codes_bytes))
 
     def summary_of(self, name: str) -> ShardSummary:
@@ -149,7 +149,7 @@ class IndexTable:
         """
         where = self._url(name)
         with self._opened(name) as file:
-            codes_bytes = compressed_bytes(file.metadata, STORED[CODES].leaf)
+            codes_bytes = compressed_bytes(file.metadata, STORED[CODES].leaf, where=where)
             values = footer_values(file.metadata, where=where)
             if values is None:
                 table = read_columns(file, SUMMARY_COLUMNS, where=where)

@@ -3,7 +3,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from mvqkd.storage.artifacts import load_artifact, read_json, save_artifact, write_json
+from mvqkd.storage.artifacts import load_artifact, load_metadata, read_json, save_artifact, write_json
 from mvqkd.storage.errors import ArtifactError, ObjectMissingError
 from mvqkd.storage.location import open_location
 
@@ -69,6 +69,36 @@ def test_nothing_is_committed_when_the_content_cannot_be_stored(place):
         with pytest.raises(ArtifactError, match=message):
             save_artifact(place, "x", tensors, metadata)
     assert place.list() == {}
+
+
+def test_metadata_is_read_without_the_tensors(place):
+    save_artifact(place, "student", TENSORS, {"id": "s1", "steps": 7})
+    place.remove("student.safetensors")
+    assert load_metadata(place, "student") == {"id": "s1", "steps": 7}
+    with pytest.raises(ArtifactError, match=r"other\.json: missing; make artifact 'other' again"):
+        load_metadata(place, "other")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"safetensors_sha256": "a", "id": 1, "id": 2}', "not JSON .*the key 'id' comes twice"),
+        (b'{"safetensors_sha256": "a", "x": {"y": [{"k": 1, "k": 1}]}}', "the key 'k' comes twice"),
+        (b'{"safetensors_sha256": "a", "rrl": NaN}', "NaN is not JSON"),
+        (b'{"safetensors_sha256": "a", "rrl": -Infinity}', "-Infinity is not JSON"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"x": "\xff"}', "utf-8"),
+        (b'["safetensors_sha256"]', "not of an artifact"),
+        (b'{"safetensors_sha256": 3}', "not of an artifact"),
+        (b"", "not JSON"),
+    ],
+)
+def test_json_of_no_single_meaning_is_refused(place, content, message):
+    place.replace("q.json", content)
+    place.replace("q.safetensors", b"")
+    for load in (load_metadata, load_artifact):
+        with pytest.raises(ArtifactError, match=rf"q\.json: .*{message}"):
+            load(place, "q")
 
 
 def test_reports_are_replaced(place):

@@ -54,3 +54,17 @@ def test_a_record_removed_during_the_reading_is_skipped(table, monkeypatch):
     write_failures(table.location, "s", [failure("s", None)])
     monkeypatch.setattr(Location, "list", lambda self, path="": {"gone.parquet": 1, "s.parquet": 1})
     assert read_failures(table.location) == [failure("s", None)]
+
+
+def test_a_parquet_file_of_something_else_is_no_record(table, make_rows):
+    table.write_shard("s", make_rows(1))
+    table.location.replace("_failures/s.parquet", table.location.read_bytes("s.parquet"))
+    with pytest.raises(TableError, match=r"_failures/s\.parquet: not a record of failures; delete it"):
+        read_failures(table.location)
+
+
+def test_many_records_come_in_order(table):
+    names = [f"shard-{number:03d}" for number in range(200)]
+    for name in reversed(names):
+        write_failures(table.location, name, [failure(name, "x")])
+    assert [record.shard for record in read_failures(table.location)] == names

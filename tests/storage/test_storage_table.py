@@ -1,6 +1,7 @@
 import json
 import pickle
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,6 +45,76 @@ def test_open_refuses_what_is_no_table(tmp_path):
     (tmp_path / "table.json").mkdir()
     with pytest.raises(StorageError, match="a file stands where a folder"):
         IndexTable.open(place)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (('"layer": 6', '"layer": 5'), "the contract was changed after it was written"),
+        (('"layer": 6', '"layer": "6"'), "layer must be of type int, not '6'"),
+        (('"layer": 6', '"layer": 6, "layer": 7'), "the key 'layer' comes twice"),
+        (("50.0", "NaN"), "NaN is not JSON"),
+        (("50.0", "1" + 400 * "0"), "frame_rate_hz must be of type float"),
+        (('"schema_version": 1', '"schema_version": 2'), "version 2, this program knows version 1; use the"),
+        (('"schema_version": 1,', ""), "the table contract has the fields"),
+        (("{", "[" * 100_000), "nested too deeply"),
+    ],
+)
+def test_an_edited_table_file_is_refused_by_name(table, contract, change, message):
+    text = table.location.read_bytes("table.json").decode()
+    assert change[0] in text
+    table.location.replace("table.json", text.replace(*change, 1).encode())
+    for act in (lambda: IndexTable.open(table.location), lambda: IndexTable.create(table.location, contract)):
+        with pytest.raises((TableError, ContractError), match=rf"table\.json: .*{message}"):
+            act()
+
+
+def test_a_table_of_a_later_version_is_refused(table, contract, make_rows):
+    """Also when it is only one file of it, copied in."""
+    table.write_shard("s", make_rows(1))
+    arrow = table.read_shard("s").replace_schema_metadata(None)
+    later = replace(contract, schema_version=2).to_json()
+    table.location.replace("s.parquet", to_parquet(arrow, {CONTRACT_KEY: later}))
+    with pytest.raises(ContractError, match=r"s\.parquet: the columns are of version 2"):
+        table.read_shard("s")
+
+
+def test_a_linked_table_is_the_table_and_a_file_is_none(table, make_rows, tmp_path):
+    table.write_shard("s", make_rows(2))
+    (tmp_path / "link").symlink_to(table.location.url)
+    linked = IndexTable.open(open_location(str(tmp_path / "link")))
+    assert linked.verify() == 2 and not linked.write_shard("s", make_rows(2)).committed
+    (tmp_path / "file").write_bytes(b"")
+    for act in (IndexTable.open, lambda place: IndexTable.create(place, table.contract)):
+        with pytest.raises(StorageError, match=r"file/table\.json: a file stands where a folder is needed"):
+            act(open_location(str(tmp_path / "file")))
+
+
+def test_a_shard_read_while_it_is_replaced_is_one_of_the_two(table, make_rows):
+    """Deleted and extracted again with other rows, many times, while it is read by column."""
+    versions = [table.write_shard(f"v{n}", make_rows(20 + n, seed=n)).summary.rows for n in range(2)]
+    contents = [table.location.read_bytes(f"v{n}.parquet") for n in range(2)]
+    table.location.replace("s.parquet", contents[0])
+    expected = [table.read_shard(f"v{n}", columns=["cut_id", "cut"]) for n in range(2)]
+    done = threading.Event()
+
+    def replace_on() -> None:
+        number = 0
+        while not done.is_set():
+            number += 1
+            table.location.replace("s.parquet", contents[number % 2])
+
+    writer = threading.Thread(target=replace_on)
+    writer.start()
+    try:
+        seen = {table.read_shard("s", columns=["cut_id", "cut"]).num_rows for _ in range(300)}
+        for _ in range(300):
+            found = table.read_shard("s", columns=["cut_id", "cut"])
+            assert found.equals(expected[found.num_rows - 20])
+    finally:
+        done.set()
+        writer.join()
+    assert seen == set(versions), "both were met, so the test tests something"
 
 
 def test_rows_come_back_as_written(table, make_rows):
