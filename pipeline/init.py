@@ -55,7 +55,9 @@ def write_run_file(corpus: str, teacher: str, out: Path, *, force: bool = False)
     """
     out = out.expanduser()
     if out.exists() and not force:
-        raise ConfigError(f"{out}: is there already; give another name with --out, or --force to write over it")
+        raise ConfigError(
+            f"{out}: is there already; give another name with --out, or --force to write over it"
+        )
     found, model = find_corpus(corpus), find_teacher(teacher)
     text = _text(found, model, storage=f"runs/{_short_name(corpus)}")
     config = config_from_text(text, out)
@@ -101,7 +103,9 @@ def _folder(root: str, transcripts: bytes) -> FoundCorpus:
     lines = transcripts.decode("utf-8-sig", errors="replace").splitlines()[1:]
     counts = Counter(fields[1] for line in lines if len(fields := line.split("\t")) > 1)
     if not counts:
-        raise ConfigError(f"{root}/transcripts.tsv: holds no utterance; see docs/configuration.md for its columns")
+        raise ConfigError(
+            f"{root}/transcripts.tsv: holds no utterance; see docs/configuration.md for its columns"
+        )
     train, test = _choose_parts([name for name, _ in counts.most_common()])
     note = "splits: " + ", ".join(f"{name} ({count} utterances)" for name, count in sorted(counts.items()))
     return FoundCorpus(format="folder", root=root, train=train, test=test, note=note)
@@ -138,7 +142,9 @@ def find_teacher(where: str) -> FoundTeacher:
     folder = Path(where).expanduser()
     if not folder.is_dir():
         if "://" not in where and (where.startswith(("/", ".", "~")) or where.count("/") > 1):
-            raise ConfigError(f"{where}: no such folder; give the folder of a checkpoint, or its name on the hub")
+            raise ConfigError(
+                f"{where}: no such folder; give the folder of a checkpoint, or its name on the hub"
+            )
         return FoundTeacher(
             path=where,
             note="not looked at: it lies elsewhere",
@@ -178,7 +184,9 @@ def _json_of(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); a checkpoint's folder has it") from error
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}); a checkpoint's folder has it"
+        ) from error
     except ValueError as error:
         raise ConfigError(f"{path}: not JSON ({error}); download the checkpoint again") from error
     if not isinstance(content, dict):
@@ -204,7 +212,9 @@ def _comment(text: str) -> str:
 
 
 def _text(corpus: FoundCorpus, teacher: FoundTeacher, *, storage: str) -> str:
-    test_note = "for recognition; null for none" if corpus.test else "null: nothing to recognize; name a part to test on"
+    test_note = (
+        "for recognition; null for none" if corpus.test else "nothing to recognize; name a part to test on"
+    )
     return f"""\
 # A run of MVQ-KD, written by `mvqkd init`. All keys: docs/configuration.md. The stages, or `run` for all of them:
 #   mvqkd plan | fit | extract | distill | decode | run THIS_FILE
