@@ -247,3 +247,29 @@ def test_light_commands_are_quick(tmp_path: Path) -> None:
             seconds.append(time.perf_counter() - began)
         # Some 0.3 and 0.5 s on a quiet machine; other tests may run beside this one.
         assert min(seconds) < 2.0, (arguments, seconds)
+
+
+def test_names_that_the_terminal_has_no_letters_for(tmp_path: Path) -> None:
+    (tmp_path / "transcripts.tsv").write_text("id\tsplit\tspeaker\ttext\n1\tTürkçe\ts\tA\n", encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "mvqkd", "init", str(tmp_path), "a/b", "-o", str(tmp_path / "run.yaml")],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "corpus.train: T\\xfcrk\\xe7e" in done.stdout
+
+
+def test_a_reader_that_stops_early() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "mvqkd", "--help"],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert "Traceback" not in process.stderr.read()
