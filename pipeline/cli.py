@@ -1,6 +1,7 @@
 """The command line: `mvqkd plan | fit | extract | distill | decode | run RUN.yaml`, `mvqkd init CORPUS TEACHER`,
 `mvqkd inspect TABLE`."""
 
+import io
 import json
 import os
 import sys
@@ -212,6 +213,9 @@ def inspect(
 def main() -> None:
     """Entry point: errors of the user's making are one message on standard error and exit code 2."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name in the results that the terminal has no letters for must not lose the result.
+        sys.stdout.reconfigure(errors="backslashreplace")
     app()
 
 

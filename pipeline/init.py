@@ -213,9 +213,7 @@ def _comment(text: str) -> str:
 
 def _text(corpus: FoundCorpus, teacher: FoundTeacher, *, storage: str) -> str:
     test_note = (
-        "for recognition; null for none"
-        if corpus.test
-        else "null: nothing to recognize; name a part to test on"
+        "for recognition; null for none" if corpus.test else "nothing to recognize; name a part to test on"
     )
     return f"""\
 # A run of MVQ-KD, written by `mvqkd init`. All keys: docs/configuration.md. The stages, or `run` for all of them:

@@ -32,7 +32,7 @@ PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 
 
-class QuantizerConfig(Section, FitSettings):
+class QuantizerConfig(Section, FitSettings):  # type: ignore[misc]  # mypy does not see that sections are frozen
     """The multi-codebook quantizer and the sample that it is trained on.
 
     The keys of the fit are the fields of `FitSettings`; only what a table can hold is narrower here.
@@ -106,7 +106,7 @@ class StorageConfig(Section):
         return {k: v for k, v in (("endpoint_url", self.endpoint_url), ("region", self.region)) if v}
 
 
-class _StudentSection(Section, StudentConfig):
+class _StudentSection(Section, StudentConfig):  # type: ignore[misc]  # as above
     """The keys of the plain dataclass, checked as strictly as those of any other section."""
 
     @model_validator(mode="after")

@@ -14,6 +14,8 @@ from mvqkd.workers.section import Section
 
 _Model = TypeVar("_Model", bound=Section)
 
+LARGEST_FILE = 1 << 20
+"""Bytes of a run file; more are some other file, perhaps one without end."""
 LONGEST_SHOWN = 80
 """Characters of a wrong value that a message repeats."""
 
@@ -28,7 +30,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """
     try:
         path = Path(path).expanduser()
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(LARGEST_FILE + 1)
+        text = content.decode("utf-8")
     except FileNotFoundError as error:
         raise ConfigError(
             f"{path}: no such run file; `mvqkd init` writes one, configs/ holds examples"
@@ -38,6 +42,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     except (OSError, RuntimeError, ValueError) as error:  # no such home folder; a NUL in the name
         problem = getattr(error, "strerror", None) or error
         raise ConfigError(f"{path}: cannot be read ({problem}); name a run file") from error
+    if len(content) > LARGEST_FILE:
+        raise ConfigError(f"{path}: longer than {LARGEST_FILE >> 20} MiB, so it is no run file; name one")
     return config_from_text(text, path, overrides)
 
 

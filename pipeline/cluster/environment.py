@@ -20,7 +20,7 @@ LONGEST_SOCKET = 107 if sys.platform.startswith("linux") else 103
 _BELOW_TEMP_DIR = len("/session_2026-01-31_23-59-59_123456_1234567/sockets/plasma_store")
 LONGEST_TEMP_DIR = LONGEST_SOCKET - _BELOW_TEMP_DIR
 
-SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 (only a private folder in one of them is used)
+SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 
 
 def check_local_environment() -> None:
@@ -64,14 +64,14 @@ def _home_has_or_takes_token() -> bool:
 def ray_temp_dir(fallbacks: Sequence[str] = SHORT_FOLDERS) -> str | None:
     """The folder for the sessions and sockets of a local Ray; None where the one that Ray takes is right.
 
-    Ray takes `$RAY_TMPDIR/ray`, else `$TMPDIR/ray`, else `/tmp/ray`. A TMPDIR that a job scheduler made (too long for the
-    path of a socket) or a `ray` folder of somebody else is replaced by a private folder under one of `fallbacks`.
+    Ray takes `$RAY_TMPDIR/ray`, else `$TMPDIR/ray`, else `/tmp/ray`. A TMPDIR that a job scheduler made (too long
+    for the path of a socket) or a `ray` folder of somebody else is replaced by a private folder in `fallbacks`.
 
     Raises:
         ConnectionError: RAY_TMPDIR, which names a place for Ray on purpose, cannot be used, or no place can.
     """
     variable = next((name for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name)), None)
-    folder = Path(os.environ[variable] if variable else "/tmp") / "ray"  # noqa: S108 (Ray's own choice)
+    folder = Path(os.environ[variable] if variable else "/tmp") / "ray"  # Ray's own choice
     problem = _problem_of(folder)
     if problem is None:
         # An empty variable is taken by Ray for the working folder.
@@ -82,9 +82,10 @@ def ray_temp_dir(fallbacks: Sequence[str] = SHORT_FOLDERS) -> str | None:
         private = _private_folder(Path(base))
         if private is not None:
             return str(private)
+    places = ", ".join(fallbacks)
     raise ConnectionError(
-        f"{variable or '/tmp'}: {problem}, and there is no place for a private folder in {', '.join(fallbacks)} either; "
-        "set RAY_TMPDIR to a short folder on a local disk that you may write to"
+        f"{variable or '/tmp'}: {problem}, and there is no place for a private folder in {places} either; set "
+        "RAY_TMPDIR to a short folder on a local disk that you may write to"
     )
 
 

@@ -117,6 +117,13 @@ def test_folder_in_place_of_a_file(tmp_path: Path) -> None:
         load_config(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["/dev/zero", "audio.wav"])
+def test_a_file_that_is_far_too_long(tmp_path: Path, name: str) -> None:
+    (tmp_path / "audio.wav").write_bytes(b"RIFF" + bytes(2 << 20))
+    with pytest.raises(ConfigError, match=f"{name}: longer than 1 MiB, so it is no run file"):
+        load_config(tmp_path / name)
+
+
 def test_float16_needs_cuda(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"teacher\.dtype float16 needs CUDA"):
         load_config(write(tmp_path, MINIMAL), ["teacher.dtype=float16", "teacher.device=cpu"])

@@ -1,0 +1,194 @@
+"""Sections put together: students by name, the settings of the fit, and what makes a result what it is."""
+
+from dataclasses import asdict, fields
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from mvqkd.models.quantizer import FitConfig, FitSettings
+from mvqkd.models.students.config import StudentConfig
+from mvqkd.pipeline.errors import ConfigError
+from mvqkd.pipeline.run_config import QuantizerConfig, RunConfig, StudentOverrides
+from mvqkd.pipeline.run_file import config_from_text
+from mvqkd.workers.distill.settings import DistillConfig
+from mvqkd.workers.section import identity_of, speed_only_keys
+
+BASE = "corpus: {root: data}\nteacher: {path: teacher}\nstorage: {root: runs/x}\n"
+
+
+def of(text: str, *overrides: str) -> RunConfig:
+    return config_from_text(BASE + text, "run.yaml", overrides)
+
+
+def test_the_usual_students() -> None:
+    config = of("distill: {loss_scale: 0.3}\n")
+    assert config.student_names() == ["baseline", "mvqkd"]
+    assert config.default_student() == "mvqkd"
+    student, without = config.student_settings("baseline")
+    assert (student, without.loss_scale) == (config.student, 0.0)
+    assert without == config.distill.model_copy(update={"loss_scale": 0.0})
+    assert config.student_settings("mvqkd") == (config.student, config.distill)
+
+
+def test_the_usual_students_without_a_baseline_or_codes() -> None:
+    config = of("distill: {baseline: false}\n")
+    assert config.student_names() == ["mvqkd"]
+    # It can be asked for all the same.
+    assert config.student_settings("baseline")[1].loss_scale == 0
+    config = of("distill: {loss_scale: 0}\n")
+    assert (config.student_names(), config.default_student()) == (["baseline"], "baseline")
+
+
+def test_students_by_name() -> None:
+    config = of(
+        "student: {num_layers: 4}\ndistill: {lr: 0.01}\nstudents:\n"
+        "  plain: {distill: {loss_scale: 0.0}}\n  wide-2: {student: {encoder_dim: 256}, distill: {epochs: 3}}\n"
+    )
+    assert config.student_names() == ["plain", "wide-2"]
+    assert config.student_settings("plain") == (
+        config.student,
+        config.distill.model_copy(update={"loss_scale": 0.0}),
+    )
+    student, distill = config.student_settings("wide-2")
+    assert (type(student), type(distill)) == (StudentConfig, DistillConfig)
+    assert asdict(student) == {**asdict(config.student), "encoder_dim": 256}
+    assert distill == config.distill.model_copy(update={"epochs": 3})
+    with pytest.raises(ConfigError, match="no student 'mvqkd'; there are plain, wide-2"):
+        config.student_settings("mvqkd")
+    with pytest.raises(ConfigError, match="which student"):
+        config.default_student()
+    assert of("", "students.one.distill.lr=0.5").default_student() == "one"
+
+
+def test_an_unknown_one_of_the_usual_students() -> None:
+    with pytest.raises(ConfigError, match="no student 'mvkqd'; there are baseline, mvqkd"):
+        of("").student_settings("mvkqd")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "students.a.student.encoder_dims=8",
+            "students.a.student.encoder_dims: unknown key; did you mean encoder_dim?",
+        ),
+        ("students.a.distil.lr=1", "students.a.distil: unknown key; did you mean distill?"),
+        (
+            "students.a.student.num_heads=7",
+            "students.a.student: encoder_dim 144 is not a multiple of num_heads 7",
+        ),
+        (
+            "students.a.student.num_layers='6'",
+            "students.a.student.num_layers: input should be a valid integer, not '6'",
+        ),
+        ("students.a.student.num_layers=2", "students.a: distill.student_layer 3 is beyond the last layer"),
+        (
+            "students.a.distill.batch_seconds=5",
+            "students.a: distill.batch_seconds 5.0 is less than one utterance may last",
+        ),
+        ("students.a.distill.lr=.inf", "students.a.distill.lr: input should be a finite number"),
+        ("students.a/b={}", "students.a/b: a student's name has letters, digits, - and _ only"),
+        ("students={}", "students: names no student"),
+        ("students.baseline={}", "students.baseline: its distill.loss_scale is 0.1"),
+        ("students.a=3", "students.a: has keys and values below it, not 3"),
+    ],
+)
+def test_wrong_students_are_refused_with_their_key(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        of("", override)
+    assert message in str(caught.value)
+
+
+def test_text_of_a_student_is_text() -> None:
+    student, _ = of("students: {a: {student: {units: sentencepiece}}}\n").student_settings("a")
+    assert student.units == "sentencepiece"
+    with pytest.raises(
+        ConfigError, match=r"students\.a\.student: units must be char or sentencepiece, not 'yes'"
+    ):
+        of("students: {a: {student: {units: yes}}}\n")
+
+
+def test_the_settings_of_the_fit_are_declared_once() -> None:
+    own = set(QuantizerConfig.__annotations__)
+    inherited = {field.name for field in fields(FitSettings)} - own
+    assert inherited == set(QuantizerConfig.model_fields) - own
+    for field in fields(FitSettings):
+        if field.name in inherited:
+            assert QuantizerConfig.model_fields[field.name].default == field.default
+
+
+def test_fit_config_of_a_run() -> None:
+    config = of(
+        "quantizer: {num_codebooks: 4, anneal_rounds: 40, tolerance: 0.01, seed: 7, ordered: true}\n"
+    ).quantizer
+    expected = FitConfig(
+        num_codebooks=4, anneal_rounds=40, tolerance=0.01, seed=7, ordered=True, valid_every=4, state_every=4
+    )
+    assert config.fit_config() == expected
+    paper = of(
+        "quantizer: {method: paper, phase_one_steps: 100, phase_two_steps: 300}\n"
+    ).quantizer.fit_config()
+    assert (paper.method, paper.valid_every, paper.state_every) == ("paper", 20, 20)
+
+
+def test_settings_that_earlier_quantizers_hold() -> None:
+    of_before: dict[str, Any] = {
+        "num_codebooks": 8,
+        "codebook_size": 256,
+        "method": "lsq",
+        "predictability": 0.0015,
+        "ordered": False,
+        "round_frames": 32768,
+        "anneal_rounds": 60,
+        "tolerance": 0.001,
+        "phase_one_steps": 10000,
+        "phase_two_steps": 10000,
+        "batch_size": 512,
+        "lr": 0.005,
+        "sample_hours": 20.0,
+        "max_frames": 400000,
+        "valid_fraction": 0.05,
+        "seed": 1,
+    }
+    assert of("").quantizer.model_dump() == of_before
+    limited = of("quantizer: {max_seconds: 60}\n").quantizer
+    assert limited.model_dump() == {**of_before, "max_seconds": 60.0}
+    assert limited.fit_config().max_seconds == 60.0
+
+
+def test_what_only_changes_the_speed_is_no_part_of_the_identity() -> None:
+    # Part of the digests of students trained before.
+    assert speed_only_keys(DistillConfig) == {
+        "baseline",
+        "cache_mb",
+        "decode_threads",
+        "max_failures",
+        "gpus_per_worker",
+        "checkpoint_steps",
+    }
+    slow, fast = (
+        of(""),
+        of("", "distill.cache_mb=0", "distill.decode_threads=9", "teacher.device=cpu", "extract.actors=3"),
+    )
+    for section in ("distill", "teacher", "extract"):
+        assert identity_of(getattr(slow, section)) == identity_of(getattr(fast, section))
+    assert identity_of(slow.distill) != identity_of(of("", "distill.lr=0.5").distill)
+    assert identity_of(slow.student) == asdict(StudentConfig())
+    assert "lr" in identity_of(slow.distill)
+    assert identity_of(slow.extract) == {"shard_hours": 5.0, "max_unreadable": 0.2}
+
+
+def test_every_section_is_immutable_and_complete() -> None:
+    for name, field in RunConfig.model_fields.items():
+        section = StudentOverrides if name == "students" else field.annotation
+        if section is StudentConfig:
+            continue
+        assert isinstance(section, type)
+        assert issubclass(section, BaseModel)
+        assert section.model_config["frozen"], name
+        assert section.model_config["extra"] == "forbid", name
+
+
+def test_no_cluster_at_all() -> None:
+    assert of("cluster: {address: none}\n").cluster.address == "none"
