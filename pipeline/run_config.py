@@ -15,7 +15,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from mvqkd.models.students.conformer import StudentConfig
-from mvqkd.workers.corpus.corpus import CorpusConfig
+from mvqkd.workers.corpus.config import CorpusConfig
 from mvqkd.workers.distill.settings import DistillConfig
 from mvqkd.workers.section import Section
 from mvqkd.workers.teacher import TeacherConfig

@@ -25,6 +25,7 @@ from mvqkd.storage.failures import Failure, read_failures, write_failures
 from mvqkd.storage.summary import inspect_table
 from mvqkd.storage.table import IndexTable
 from mvqkd.workers.corpus.corpus import Corpus, CorpusError
+from mvqkd.workers.corpus.paths import full_root
 from mvqkd.workers.extract import ShardReport
 from mvqkd.workers.fit import ARTIFACT as QUANTIZER
 from mvqkd.workers.fit import load_quantizer
@@ -42,20 +43,24 @@ def plan_part(run: Run, part: Literal["train", "test"], *, reuse: bool) -> Plan:
     """Plan one part of the corpus, or return the plan that is there if `reuse`."""
     config = run.config
     corpus = Corpus(config.corpus, sample_rate_hz=SAMPLE_RATE_HZ, options=config.storage.options)
-    other = "test" if part == "train" else "train"
-    settings: dict[str, object] = {"corpus": config.corpus.model_dump(exclude={other}), "part": part}
     with bar(f"plan {part}", total=math.inf, unit="cuts") as progress:
         plan = make_plan(
             corpus.cuts(part),
             run.plan(part),
             shard_hours=config.extract.shard_hours,
-            settings=settings,
+            settings=corpus.settings(part),
+            root=corpus.root,
             reuse=reuse,
             progress=lambda cuts, hours: progress.update(cuts, hours=hours),
         )
     if plan.num_refused:
         say(
             f"{plan.num_refused} utterances of {part} are left out, see {run.plan(part).full_url('refused.jsonl')}"
+        )
+    if plan.num_text_dropped:
+        say(
+            f"{plan.num_text_dropped} utterances of {part} have codes but no text, "
+            f"see {run.plan(part).full_url('text_dropped.jsonl')}"
         )
     return plan
 
@@ -67,6 +72,7 @@ def plan_stage(run: Run) -> dict[str, Any]:
         "train_cuts": plan.num_cuts,
         "train_hours": plan.hours,
         "train_refused": plan.num_refused,
+        "train_text_dropped": plan.num_text_dropped,
         "shards": len(plan.shards),
         "shard_hours": run.config.extract.shard_hours,
         "index_bytes": round(plan.hours * 3600 * TEACHER_FRAME_RATE_HZ * run.config.quantizer.num_codebooks),
@@ -74,6 +80,7 @@ def plan_stage(run: Run) -> dict[str, Any]:
     if run.config.corpus.test is not None:
         test = plan_part(run, "test", reuse=False)
         summary |= {"test_cuts": test.num_cuts, "test_hours": test.hours, "test_refused": test.num_refused}
+        summary["test_text_dropped"] = test.num_text_dropped
     run.add_to_report("plan", summary)
     return summary
 
@@ -368,6 +375,7 @@ def _embedder_spec(run: Run, *, compute_threads: int, gpus: float) -> EmbedderSp
         decode_threads=run.config.extract.decode_threads,
         compute_threads=compute_threads,
         options=run.config.storage.options,
+        root=full_root(run.config.corpus.root),
     )
 
 

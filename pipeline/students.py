@@ -24,6 +24,7 @@ from mvqkd.storage.errors import ArtifactError, ObjectMissingError, StorageError
 from mvqkd.storage.location import Location
 from mvqkd.storage.table import IndexTable
 from mvqkd.workers.audio import AudioLoader
+from mvqkd.workers.corpus.paths import full_root
 from mvqkd.workers.cuts import UtteranceError
 from mvqkd.workers.distill.batches import scan_table
 from mvqkd.workers.distill.settings import DistillConfig
@@ -140,6 +141,7 @@ def _train(run: Run, name: str, settings: DistillConfig, table: IndexTable, out:
             out=out,
             threads=max(1, min(8, cpus // settings.workers)),
             board=board,
+            root=full_root(run.config.corpus.root),
         )
         with _shown(board, name, out, key):
             try:
@@ -252,7 +254,7 @@ def decode_stage(run: Run, name: str | None = None) -> dict[str, Any]:
     recognizer = Recognizer(
         student.to(choose_device("auto")),
         units,
-        loader=AudioLoader(SAMPLE_RATE_HZ, s3=run.config.storage.options),
+        loader=AudioLoader(SAMPLE_RATE_HZ, s3=run.config.storage.options, root=run.config.corpus.root),
         batch_seconds=run.config.distill.batch_seconds,
     )
     results: list[Recognized | UtteranceError] = []

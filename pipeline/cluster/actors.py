@@ -31,12 +31,13 @@ class EmbedderSpec:
     decode_threads: int
     compute_threads: int
     options: dict[str, str]
+    root: str | None = None
 
     def build(self) -> Embedder:
         """Load the teacher in this process."""
         torch.set_num_threads(self.compute_threads)
         teacher = open_teacher(self.teacher, options=self.options)
-        loader = AudioLoader(teacher.info.sample_rate_hz, s3=self.options)
+        loader = AudioLoader(teacher.info.sample_rate_hz, s3=self.options, root=self.root)
         return Embedder(teacher, loader, batch_seconds=self.batch_seconds, decode_threads=self.decode_threads)
 
 

@@ -47,6 +47,7 @@ class TrainJob:
     out: Location
     threads: int
     board: Any
+    root: str | None = None
 
     def run(self, *, use_gpu: bool) -> None:
         """Train to the end with Ray Train, from the last checkpoint of this digest if there is one.
@@ -167,7 +168,7 @@ def build_trainer(
     batches = TableBatches(
         job.table,
         job.durations,
-        loader=AudioLoader(contract.sample_rate_hz, s3=job.options),
+        loader=AudioLoader(contract.sample_rate_hz, s3=job.options, root=job.root),
         units=units,
         alignment=alignment,
         batch_seconds=settings.batch_seconds,

@@ -24,7 +24,7 @@ from mvqkd.workers import extract
 from mvqkd.workers.audio import AudioLoader
 from mvqkd.workers.cuts import cut_from_json, cut_to_json, identity, speed_of, text_of
 from mvqkd.workers.extract import DeviceMemoryError, Extractor, UnreadableShardError
-from mvqkd.workers.plan import Shard, read_shard_cuts, write_shard_cuts
+from mvqkd.workers.shard import Shard, read_shard_cuts, write_shard_cuts
 
 
 def make_extractor(
@@ -230,7 +230,7 @@ def test_speed_and_text_of_cuts(tmp_path: Path) -> None:
     assert speed_of(cut_from_json(cut_to_json(cut.perturb_speed(1.1)))) == pytest.approx(1.1)
     assert speed_of(cut.perturb_volume(2.0)) == 1.0
     later, earlier = cut.supervisions[0], cut.supervisions[0].with_offset(0)
-    later.start, later.text, earlier.text = 0.3, "last", "first"
+    later.start, later.duration, later.text, earlier.text = 0.3, 0.2, "last", "first"
     cut.supervisions = [later, earlier]
     assert text_of(cut) == "first last"
 
