@@ -15,7 +15,8 @@ from lhotse.utils import compute_num_samples, fastcopy
 from torch import Tensor
 
 from mvqkd.workers.corpus.files import fetch
-from mvqkd.workers.corpus.sources import change_sources, full_root, resolved
+from mvqkd.workers.corpus.paths import full_root
+from mvqkd.workers.corpus.sources import change_sources, resolved
 from mvqkd.workers.cuts import UtteranceError
 
 DURATION_TOLERANCE_S = 0.025

@@ -1,62 +1,56 @@
 """The shard plan: the corpus as consecutive runs of cuts up to a target of audio hours.
 
-A plan is a folder: one object of cuts for each shard, `refused.jsonl` with the utterances left out and why, and
-`plan.json`, written last. It depends on the corpus and the settings alone, so planning again changes nothing.
+A plan is a folder: one object of cuts for each shard, `refused.jsonl` with the utterances left out and why,
+`text_dropped.jsonl` with those whose transcript is not used and why, and `plan.json`, written last. It depends on
+the corpus and the settings alone, so planning again changes nothing. Paths of audio under `corpus.root` are kept
+relative to it: where the audio lies is not what it is.
 """
 
-import gzip
-import hashlib
-import io
 import json
-import zlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mvqkd.storage.artifacts import read_json, write_json
-from mvqkd.storage.errors import ObjectMissingError
+from mvqkd.storage.errors import ArtifactError, ObjectMissingError, StorageError
 from mvqkd.storage.location import Location
-from mvqkd.workers.cuts import Refused, cut_from_json, cut_to_json
+from mvqkd.workers.cuts import Refused, clipped, cut_to_json, text_problem
+from mvqkd.workers.duplicates import CutIds
+from mvqkd.workers.shard import (
+    PlanError,
+    Shard,
+    digest_of,
+    read_shard,
+    read_shard_cuts,
+    write_shard,
+)
 
 if TYPE_CHECKING:
     from lhotse import MonoCut
 
+VERSION = 2
+_RATE_OF_VERSION_1_HZ = 16_000
 
-@dataclass(frozen=True, kw_only=True)
-class Shard:
-    """What the plan knows of a shard.
-
-    `digest` is over the cuts' JSON; `path` is the object with the cuts, relative to the plan's folder.
-    """
-
-    position: int
-    path: str
-    digest: str
-    num_cuts: int
-    hours: float
-
-    def name(self, contract_digest: str) -> str:
-        """Name of the shard in the index table of a contract: position and digest, nothing that changes
-        from one run of the same job to the next."""
-        both = hashlib.sha256(f"{self.digest}/{contract_digest}".encode()).hexdigest()
-        return f"shard-{self.position:06d}-{both[:12]}"
-
-    def to_dict(self) -> dict[str, object]:
-        """For JSON."""
-        return asdict(self)
+_PLAN_AGAIN = "delete it and run `mvqkd plan` again"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A planned part of a corpus. `settings` are what it was planned with."""
+    """A planned part of a corpus.
+
+    `settings` are what it was planned with, `root` where the corpus was then, and `num_text_dropped` counts the
+    cuts with codes whose texts are not what is said in them. `version` is that of `plan.json`.
+    """
 
     location: Location
     shards: tuple[Shard, ...]
     num_cuts: int
     hours: float
     num_refused: int
+    num_text_dropped: int
     settings: dict[str, object]
+    root: str | None
+    version: int = VERSION
 
 
 def make_plan(
@@ -65,120 +59,226 @@ def make_plan(
     *,
     shard_hours: float,
     settings: dict[str, object],
+    root: str | None = None,
     reuse: bool = True,
     progress: Callable[[int, float], None] | None = None,
 ) -> Plan:
-    """Plan a corpus in one pass and in the memory of one shard and of the lines about refused utterances.
+    """Plan a corpus in one pass: in the memory of one shard, of 8 bytes for each cut, and of the lines about
+    utterances that are refused or lose their text.
 
     Args:
         cuts: from `Corpus.cuts`.
         location: the plan's folder.
         shard_hours: a shard is closed before it would exceed this.
-        settings: what the corpus was read with.
-        reuse: return an existing plan of the same settings as it is; otherwise the corpus is read again, and
-            an unchanged one gives the same plan, byte for byte.
+        settings: what the corpus was read with, from `Corpus.settings`.
+        root: `Corpus.root`; audio under it is kept relative to it.
+        reuse: return an existing plan of the same settings and root as it is; otherwise the corpus is read again,
+            and an unchanged one gives the same plan, byte for byte.
         progress: called with cuts and hours so far after each shard.
 
     Raises:
-        ValueError: cut ids repeat inside a shard, or no cut is usable.
+        PlanError: cut ids repeat, no cut is usable, or the plan that is there and might be used is damaged.
     """
-    settings = {**settings, "shard_hours": shard_hours}
-    existing = read_plan(location) if reuse else None
-    if existing is not None and existing.settings == settings:
-        return existing
-    shards: list[Shard] = []
-    refused_lines, first_reasons, num_refused = bytearray(), [], 0
-    waiting: list[MonoCut] = []
-    waiting_s = 0.0
-
-    def close() -> None:
-        repeated, count = Counter(cut.id for cut in waiting).most_common(1)[0]
-        if count > 1:
-            raise ValueError(
-                f"cut id {repeated!r} occurs {count} times in shard {len(shards)}; ids must be unique"
-            )
-        shards.append(write_shard_cuts(location, len(shards), waiting))
-        if progress:
-            progress(sum(s.num_cuts for s in shards), sum(s.hours for s in shards))
-
+    settings = {**_without_root(settings)[0], "shard_hours": shard_hours}
+    before = None
+    try:
+        before = read_plan(location)
+    except PlanError:
+        if reuse:
+            raise
+    if reuse and before is not None and (before.settings, before.root) == (settings, root):
+        return before
+    planner = _Planner(location, shard_hours=shard_hours, root=root, before=before, progress=progress)
     for cut in cuts:
-        if isinstance(cut, Refused):
-            refused_lines += (json.dumps(asdict(cut), ensure_ascii=False) + "\n").encode()
-            num_refused += 1
-            if num_refused <= 3:
-                first_reasons.append(f"{cut.cut_id} {cut.reason}")
-            continue
-        if waiting and waiting_s + cut.duration > shard_hours * 3600:
-            close()
-            waiting, waiting_s = [], 0.0
-        waiting.append(cut)
-        waiting_s += cut.duration
-    if waiting:
-        close()
-    if not shards:
-        reasons = "; ".join(first_reasons)
-        raise ValueError(f"no utterance of the corpus can be used: {num_refused} refused: {reasons}")
-    location.replace("refused.jsonl", bytes(refused_lines))
-    plan = Plan(
-        location=location,
-        shards=tuple(shards),
-        num_cuts=sum(s.num_cuts for s in shards),
-        hours=sum(s.hours for s in shards),
-        num_refused=num_refused,
-        settings=settings,
-    )
-    content = {"settings": settings, "num_refused": num_refused, "shards": [s.to_dict() for s in shards]}
-    write_json(location, "plan.json", content)
-    return plan
+        planner.add(cut)
+    return planner.finish(settings)
 
 
 def read_plan(location: Location) -> Plan | None:
-    """The plan in a folder, or None when there is none."""
-    try:
-        content = read_json(location, "plan.json")
-    except ObjectMissingError:
-        return None
-    shards = tuple(Shard(**shard) for shard in content["shards"])
-    return Plan(
-        location=location,
-        shards=shards,
-        num_cuts=sum(s.num_cuts for s in shards),
-        hours=sum(s.hours for s in shards),
-        num_refused=content["num_refused"],
-        settings=content["settings"],
-    )
-
-
-def write_shard_cuts(plan: Location, position: int, cuts: Sequence["MonoCut"]) -> Shard:
-    """Write the cuts of one shard into the plan's folder; the same cuts give the same bytes and name."""
-    text = "".join(cut_to_json(cut) + "\n" for cut in cuts).encode()
-    digest = hashlib.sha256(text).hexdigest()
-    path = f"cuts-{position:06d}-{digest[:12]}.jsonl.gz"
-    packed = io.BytesIO()
-    # No time stamp and no name in the gzip header: the same bytes every time.
-    with gzip.GzipFile(fileobj=packed, mode="wb", mtime=0, filename="") as file:
-        file.write(text)
-    plan.write_once(path, packed.getvalue())
-    hours = sum(cut.duration for cut in cuts) / 3600
-    return Shard(position=position, path=path, digest=digest, num_cuts=len(cuts), hours=hours)
-
-
-def read_shard_cuts(plan: Location, shard: Shard) -> Iterator["MonoCut"]:
-    """The cuts of a shard, in plan order.
+    """The plan in a folder, of this or an earlier version; None when there is none.
 
     Raises:
-        StorageError: the plan's object is gone.
-        ValueError: the object is not what the plan says.
+        PlanError: `plan.json` is damaged, or of a later version.
     """
-    where, packed = plan.full_url(shard.path), plan.read_bytes(shard.path)
+    where = location.full_url("plan.json")
     try:
-        text = gzip.decompress(packed)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(
-            f"{where}: damaged since it was planned ({error}); delete the plan and plan again"
+        content = read_json(location, "plan.json")
+        version = content.get("version", 1)
+        if version not in (1, VERSION):
+            raise PlanError(
+                f"{where}: of version {version}, this program reads up to {VERSION}; {_PLAN_AGAIN}"
+            )
+        shards = tuple(
+            Shard(**{"content": shard["digest"], **shard} if version == 1 else shard)
+            for shard in content["shards"]
+        )
+        settings, root = content["settings"], content.get("root")
+        if version == 1:
+            settings, root = _settings_of_version_1(settings)
+        return Plan(
+            location=location,
+            shards=shards,
+            num_cuts=sum(s.num_cuts for s in shards),
+            hours=sum(s.hours for s in shards),
+            num_refused=content["num_refused"],
+            num_text_dropped=content.get("num_text_dropped", 0),
+            settings=settings,
+            root=root,
+            version=version,
+        )
+    except ObjectMissingError:
+        return None
+    except (ArtifactError, KeyError, TypeError, AttributeError) as error:
+        raise PlanError(f"{where}: not a plan ({error}); {_PLAN_AGAIN}") from error
+
+
+def read_refused(location: Location) -> list[Refused]:
+    """The utterances that a plan leaves out, with the reasons.
+
+    Raises:
+        StorageError: there is no plan.
+        PlanError: the file is damaged.
+    """
+    try:
+        lines = location.read_bytes("refused.jsonl").decode().split("\n")
+        return [Refused(**json.loads(line)) for line in lines if line]
+    except (TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise PlanError(
+            f"{location.full_url('refused.jsonl')}: damaged since it was planned ({error}); {_PLAN_AGAIN}"
         ) from error
-    if hashlib.sha256(text).hexdigest() != shard.digest:
-        raise ValueError(f"{where}: changed since it was planned; delete the plan and plan again")
-    # Not splitlines: transcripts may hold characters that it takes for line ends, such as U+2028.
-    for line in text.decode().split("\n")[:-1]:
-        yield cut_from_json(line)
+
+
+class _Planner:
+    """A plan in the making."""
+
+    def __init__(
+        self,
+        location: Location,
+        *,
+        shard_hours: float,
+        root: str | None,
+        before: Plan | None,
+        progress: Callable[[int, float], None] | None,
+    ) -> None:
+        self._location, self._root, self._before, self._progress = location, root, before, progress
+        self._shard_s = shard_hours * 3600
+        self._shards: list[Shard] = []
+        self._lines: list[str] = []  # of the shard that is being filled
+        self._seconds = 0.0
+        self._ids = CutIds()
+        self._refused, self._text_dropped = bytearray(), bytearray()
+        self._num_refused = self._num_text_dropped = 0
+        self._reasons: list[str] = []
+
+    def add(self, cut: "MonoCut | Refused") -> None:
+        """The next cut."""
+        if isinstance(cut, Refused):
+            self._num_refused += 1
+            self._refused += _line({key: value for key, value in asdict(cut).items() if value is not None})
+            if self._num_refused <= 3:
+                self._reasons.append(f"{cut.cut_id} {cut.reason}")
+            return
+        problem = text_problem(cut)
+        if problem is not None:
+            self._num_text_dropped += 1
+            self._text_dropped += _line({"cut_id": cut.id, "reason": problem})
+        if self._lines and self._seconds + cut.duration > self._shard_s:
+            self._close()
+        self._lines.append(cut_to_json(cut, root=self._root))
+        self._seconds += cut.duration
+        self._ids.add(cut.id)
+
+    def finish(self, settings: dict[str, object]) -> Plan:
+        """Write what is left, `plan.json` last."""
+        if self._lines:
+            self._close()
+        if not self._shards:
+            reasons = "; ".join(self._reasons)
+            raise PlanError(f"no utterance of the corpus can be used: {self._num_refused} refused: {reasons}")
+        self._refuse_repeated_ids()
+        self._location.replace("refused.jsonl", bytes(self._refused))
+        self._location.replace("text_dropped.jsonl", bytes(self._text_dropped))
+        content = {
+            "version": VERSION,
+            "settings": settings,
+            "root": self._root,
+            "num_refused": self._num_refused,
+            "num_text_dropped": self._num_text_dropped,
+            "shards": [shard.to_dict() for shard in self._shards],
+        }
+        write_json(self._location, "plan.json", content)
+        return Plan(
+            location=self._location,
+            shards=tuple(self._shards),
+            num_cuts=len(self._ids),
+            hours=sum(s.hours for s in self._shards),
+            num_refused=self._num_refused,
+            num_text_dropped=self._num_text_dropped,
+            settings=settings,
+            root=self._root,
+        )
+
+    def _close(self) -> None:
+        number = len(self._shards)
+        known = self._known(number)
+        shard = write_shard(self._location, number, self._lines, self._seconds / 3600, known=known)
+        self._shards.append(shard)
+        self._lines, self._seconds = [], 0.0
+        if self._progress:
+            self._progress(len(self._ids), sum(s.hours for s in self._shards))
+
+    def _known(self, number: int) -> str | None:
+        """The digest that names the shard, where the plan before has the same cuts at its position."""
+        if self._before is None or number >= len(self._before.shards):
+            return None
+        shard = self._before.shards[number]
+        if shard.num_cuts != len(self._lines):
+            return None
+        if shard.content == digest_of(self._lines):
+            return shard.digest
+        # Version 1 kept full paths, and cuts that reach beyond their recording by less than a frame.
+        if self._before.version == 1:
+            root = self._before.root or self._root
+            try:
+                then = (
+                    cut_to_json(clipped(cut), root=root) for cut in read_shard_cuts(self._location, shard)
+                )
+                if all(a == b for a, b in zip(then, self._lines, strict=True)):
+                    return shard.digest
+            except (StorageError, PlanError):
+                return None
+        return None
+
+    def _refuse_repeated_ids(self) -> None:
+        def read(number: int) -> list[Any]:
+            return [json.loads(line) for line in read_shard(self._location, self._shards[number])]
+
+        problem = self._ids.problem([shard.num_cuts for shard in self._shards], read)
+        if problem is not None:
+            raise PlanError(problem)
+
+
+def _line(content: dict[str, Any]) -> bytes:
+    """A line of JSON, with the escape of JSON for what is no character (half of a surrogate pair)."""
+    return (json.dumps(content, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+
+
+def _without_root(settings: dict[str, object]) -> tuple[dict[str, object], str | None]:
+    """Settings without `corpus.root`, which says where things lie, and the root."""
+    corpus = settings.get("corpus")
+    if not isinstance(corpus, dict) or "root" not in corpus:
+        return settings, None
+    return {**settings, "corpus": {k: v for k, v in corpus.items() if k != "root"}}, corpus["root"]
+
+
+def _settings_of_version_1(settings: dict[str, object]) -> tuple[dict[str, object], str | None]:
+    """Settings and full root as this version has them."""
+    from mvqkd.workers.corpus.paths import full_root
+
+    settings, root = _without_root(settings)
+    if "corpus" in settings:
+        settings = {"sample_rate_hz": _RATE_OF_VERSION_1_HZ, **settings}
+    return settings, full_root(root)
+
+
+__all__ = ["Plan", "PlanError", "Shard", "make_plan", "read_plan", "read_refused", "read_shard_cuts"]

@@ -24,7 +24,7 @@ from mvqkd.workers import extract
 from mvqkd.workers.audio import AudioLoader
 from mvqkd.workers.cuts import cut_from_json, cut_to_json, identity, speed_of, text_of
 from mvqkd.workers.extract import DeviceMemoryError, Extractor, UnreadableShardError
-from mvqkd.workers.plan import Shard, read_shard_cuts, write_shard_cuts
+from mvqkd.workers.shard import Shard, read_shard_cuts, write_shard_cuts
 
 
 def make_extractor(

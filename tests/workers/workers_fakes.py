@@ -23,7 +23,7 @@ from mvqkd.storage.contract import TableContract
 from mvqkd.storage.location import Location, open_location
 from mvqkd.workers.audio import AudioLoader
 from mvqkd.workers.embed import Embedder
-from mvqkd.workers.plan import Shard, write_shard_cuts
+from mvqkd.workers.shard import Shard, write_shard_cuts
 
 RATE = 16_000
 DIM = 16

@@ -13,8 +13,9 @@ from mvqkd.workers.corpus.config import CorpusConfig
 from mvqkd.workers.corpus.files import CorpusError
 from mvqkd.workers.corpus.folder import read_folder
 from mvqkd.workers.corpus.manifest import read_manifest
+from mvqkd.workers.corpus.paths import full_root, under_root
 from mvqkd.workers.corpus.shar import read_shar
-from mvqkd.workers.corpus.sources import full_root, under_root, with_full_sources
+from mvqkd.workers.corpus.sources import with_full_sources
 from mvqkd.workers.corpus.transforms import transforms_problem
 from mvqkd.workers.cuts import Refused, clipped
 

@@ -1,7 +1,6 @@
 """Where the audio of a cut lies: full paths while a corpus is read, relative ones in plans and tables."""
 
 from collections.abc import Callable
-from pathlib import PurePosixPath
 
 from lhotse import MonoCut, Recording
 from lhotse.audio import AudioSource
@@ -9,25 +8,8 @@ from lhotse.augmentation import ReverbWithImpulseResponse
 from lhotse.cut import Cut
 from lhotse.utils import fastcopy
 
-from mvqkd.workers.corpus.files import full_path
+from mvqkd.workers.corpus.paths import is_full, under_root
 from mvqkd.workers.cuts import UtteranceError
-
-
-def full_root(root: str | None) -> str | None:
-    """`corpus.root` as processes in other working directories need it, without a `/` at its end."""
-    return None if not root else full_path(root.rstrip("/") or "/")
-
-
-def under_root(name: str, root: str | None) -> str:
-    """The full path or url of a file that is named relative to the corpus' root (from `full_root`)."""
-    if is_full(name) or name.startswith("~") or not root:
-        return full_path(name)
-    return full_path(f"{root}/{name}")
-
-
-def is_full(name: str) -> bool:
-    """Whether the name says by itself where the file is."""
-    return "://" in name or PurePosixPath(name).is_absolute()
 
 
 def with_full_sources(recording: Recording, root: str | None) -> Recording:
