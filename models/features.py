@@ -1,26 +1,44 @@
-"""Log-mel features of the student: 80 bins, 25 ms windows every 10 ms."""
+"""Log-mel features of the student: 80 bins, 25 ms windows every 10 ms.
+
+Shape suffixes: T frames, F bins.
+"""
 
 import torch
 import torchaudio
-from torch import Tensor, nn
+from torch import Tensor
+
+from mvqkd.models.students.config import MEL_FRAMES_PER_S, check_sample_rate
 
 NUM_MEL_BINS = 80
 HOP_SAMPLES = 160
+"""At 16 kHz."""
 
 
-class LogMel(nn.Module):
+class LogMel:
     """Waveform to log-mel, mean-normalized over the utterance.
 
-    Frame t is centered on sample 160 t; an utterance of n samples has n // 160 + 1 frames.
+    Frame t is centered on sample t * hop, where a hop is 10 ms; n samples give n // hop + 1 frames. Not a module, so
+    that a student that has one keeps its state dict.
+
+    Args:
+        sample_rate_hz: of the waveform; the bins go up to half of it.
+
+    Raises:
+        ValueError: a rate below 8 kHz, or one whose hop is not whole.
     """
 
     def __init__(self, sample_rate_hz: int = 16_000) -> None:
-        super().__init__()
+        check_sample_rate(sample_rate_hz)
+        window = round(0.025 * sample_rate_hz)
         self.mel = torchaudio.transforms.MelSpectrogram(
-            sample_rate=sample_rate_hz, n_fft=512, win_length=400, hop_length=HOP_SAMPLES, n_mels=NUM_MEL_BINS
+            sample_rate=sample_rate_hz,
+            n_fft=1 << (window - 1).bit_length(),
+            win_length=window,
+            hop_length=sample_rate_hz // MEL_FRAMES_PER_S,
+            n_mels=NUM_MEL_BINS,
         )
 
-    def forward(self, waveform: Tensor) -> Tensor:
+    def __call__(self, waveform: Tensor) -> Tensor:
         """float32 waveform (num_samples,) in [-1, 1] to (frames, 80)."""
         log_mel_TF = self.mel(waveform).clamp_min(1e-7).log().T
         # 4 is about the standard deviation of log-mel over speech; a constant keeps short utterances

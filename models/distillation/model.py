@@ -1,77 +1,75 @@
-"""Student plus codebook loss: one module with one forward, so that it can be wrapped for several GPUs."""
+"""A student and heads on its layers: one module with one forward, so that it can be wrapped for several GPUs.
 
+Shape suffixes: B utterances, T feature frames, F feature bins, S the student's frames, U units.
+"""
+
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from mvqkd.models.joint_loss import JointCodebookLoss
-from mvqkd.models.students.conformer import ConformerTransducer
+from mvqkd.models.distillation.heads import HeadLoss
+from mvqkd.models.distillation.tap import tapped
+from mvqkd.models.students.base import Student
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttachedHead:
+    """A head, the student's layer (from 1) whose output it gets, and the factor of its loss summed over all that
+    counts. The head is a module that takes (B, S, C) and targets and returns a `HeadLoss`."""
+
+    layer: int
+    scale: float
+    head: nn.Module
 
 
 @dataclass(frozen=True, kw_only=True)
 class Losses:
-    """Losses of a batch in nats. `total` is per student frame, the others are sums over the batch.
+    """Losses of a batch.
 
-    `num_targets` counts the codes that were predicted, so `codebook / num_targets` is nats per code.
+    Attributes:
+        total: per frame of the student, to be minimized.
+        parts: of the student's own loss, in nats, summed over the batch, detached.
+        heads: of each head, summed over the `count` that it was for, detached.
+        num_frames: frames of the student.
     """
 
     total: Tensor
-    transducer: Tensor
-    codebook: Tensor | None
+    parts: dict[str, Tensor]
+    heads: dict[str, HeadLoss]
     num_frames: int
-    num_targets: int
 
 
 class DistillationModel(nn.Module):
-    """A student and, when codes are to be predicted, the codebook loss on one of its middle layers.
+    """A student and, when something is to be distilled into it, heads on its layers.
 
-    Without distillation there is no head at all: a parameter without a gradient breaks distributed training.
+    Without heads there are no parameters but the student's: one without a gradient breaks distributed training.
 
     Args:
-        student: the transducer.
-        student_layer: encoder layer, from 1, that predicts the codes (section 3.2 of the paper).
-        codebooks_per_frame: codes that one student frame predicts; 0 for no distillation.
-        codebook_size: entries of a codebook.
-        loss_scale: factor of the codebook loss summed over frames and codebooks.
-        ctc_scale: factor of the student's auxiliary CTC loss.
+        student: any student. Build it before the heads, so that a seed gives it the same weights with and without.
+        heads: by a name that `forward` finds their targets by.
 
     Raises:
-        ValueError: the student has no such layer, or no CTC head where one is needed.
+        ValueError: the student has no such layer, or a factor is not above 0.
     """
 
-    def __init__(
-        self,
-        student: ConformerTransducer,
-        *,
-        student_layer: int,
-        codebooks_per_frame: int,
-        codebook_size: int,
-        loss_scale: float,
-        ctc_scale: float = 0.0,
-    ) -> None:
+    def __init__(self, student: Student, heads: Mapping[str, AttachedHead] | None = None) -> None:
         super().__init__()
-        num_layers = student.config.num_layers
-        if codebooks_per_frame and loss_scale and not 1 <= student_layer <= num_layers:
-            raise ValueError(
-                f"student_layer {student_layer} is not one of the student's {num_layers} encoder layers; "
-                "set distill.student_layer to one of them, counted from 1"
-            )
-        if ctc_scale and student.ctc is None:
-            raise ValueError(f"ctc_scale {ctc_scale:g} needs a student with a CTC head (with_ctc=True)")
+        heads = heads or {}
+        for name, attached in heads.items():
+            if not 1 <= attached.layer <= student.num_layers:
+                raise ValueError(
+                    f"{name}: student_layer {attached.layer} is not one of the student's {student.num_layers} encoder "
+                    "layers; set distill.student_layer to one of them, counted from 1"
+                )
+            if not 0 < attached.scale < math.inf:
+                raise ValueError(
+                    f"{name}: a factor of {attached.scale:g} is not above 0; leave the head out to train without it"
+                )
         self.student = student
-        self.student_layer = student_layer
-        self.loss_scale = loss_scale
-        self.ctc_scale = ctc_scale
-        self.codebook_loss = (
-            JointCodebookLoss(
-                predictor_channels=student.config.encoder_dim,
-                num_codebooks=codebooks_per_frame,
-                codebook_size=codebook_size,
-                is_joint=False,
-            )
-            if codebooks_per_frame and loss_scale
-            else None
-        )
+        self.heads = nn.ModuleDict({name: attached.head for name, attached in heads.items()})
+        self._attached = {name: (attached.layer, attached.scale) for name, attached in heads.items()}
 
     def forward(
         self,
@@ -79,33 +77,28 @@ class DistillationModel(nn.Module):
         lengths_B: Tensor,
         units_BU: Tensor,
         unit_lengths_B: Tensor,
-        targets_BTK: Tensor | None,
+        targets: Mapping[str, Tensor],
     ) -> Losses:
         """Losses of a padded batch.
 
         Args:
-            features_BTF: float32 (B, T, 80); lengths_B: int64 mel frames.
-            units_BU: int64 (B, U); unit_lengths_B: int64.
-            targets_BTK: int64 (B, T', K) codes, -100 where there is none; ignored without distillation.
+            features_BTF: float32; lengths_B: int64 frames.
+            units_BU: int64; unit_lengths_B: int64.
+            targets: of every head, (B, S, *) as it takes them; others are not looked at.
+
+        Raises:
+            ValueError: a head has no targets, or targets of another shape.
         """
-        tap = self.student_layer if self.codebook_loss is not None else None
-        encoded_BTD, out_lengths_B, tapped_BTD = self.student.encoder(features_BTF, lengths_B, tap_layer=tap)
-        transducer = self.student.transducer_loss(encoded_BTD, out_lengths_B, units_BU, unit_lengths_B)
-        total = transducer
-        if self.ctc_scale:
-            ctc = self.student.ctc_loss(encoded_BTD, out_lengths_B, units_BU, unit_lengths_B)
-            total = total + self.ctc_scale * ctc
-        codebook, num_targets = None, 0
-        if self.codebook_loss is not None:
-            assert tapped_BTD is not None and targets_BTK is not None, "distillation needs targets"
-            codebook = self.codebook_loss(tapped_BTD, targets_BTK)
-            num_targets = int((targets_BTK >= 0).sum())
-            total = total + self.loss_scale * codebook
-        num_frames = int(out_lengths_B.sum())
+        missing = sorted(set(self.heads) - set(targets))
+        if missing:
+            raise ValueError(f"no targets for the heads {missing}; there are {sorted(targets)}")
+        with tapped(self.student, sorted({layer for layer, _ in self._attached.values()})) as taps:
+            own = self.student.loss(features_BTF, lengths_B, units_BU, unit_lengths_B)
+            total, heads = own.total, {}
+            for name, (layer, scale) in self._attached.items():
+                result: HeadLoss = self.heads[name](taps[layer], targets[name])
+                total = total + scale * result.loss
+                heads[name] = HeadLoss(loss=result.loss.detach(), count=result.count)
         return Losses(
-            total=total / max(1, num_frames),
-            transducer=transducer.detach(),
-            codebook=None if codebook is None else codebook.detach(),
-            num_frames=num_frames,
-            num_targets=num_targets,
+            total=total / max(1, own.num_frames), parts=own.parts, heads=heads, num_frames=own.num_frames
         )

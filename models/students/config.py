@@ -1,22 +1,28 @@
 """The student's sizes: plain data without torch, so that a run file is read quickly."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
 
 SUBSAMPLING = 4
-"""Mel frames for one encoder frame."""
+"""Feature frames for one encoder frame."""
+MEL_FRAMES_PER_S = 100
+"""Feature frames a second, at any sample rate."""
+_LOWEST_RATE_HZ = 8_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudentConfig:
     """Size of a Conformer transducer; 25 encoder frames a second (10 ms mel frames, subsampled by 4).
 
-    `units` is `char` or `sentencepiece` (then `vocab_size` pieces, trained on the transcripts).
+    `sample_rate_hz` is of the audio that the student takes, whatever its teacher takes; from 8,000, and a multiple of
+    100 for whole hops of 10 ms. `units` is `char` or `sentencepiece` (then `vocab_size` pieces, trained on the
+    transcripts).
 
     Raises:
-        ValueError: sizes that do not fit together.
+        ValueError: sizes that do not fit together; the message begins with the field's name.
     """
 
+    sample_rate_hz: int = 16_000
     encoder_dim: int = 144
     num_layers: int = 6
     num_heads: int = 4
@@ -29,9 +35,10 @@ class StudentConfig:
     vocab_size: int = 500
 
     # Read by pydantic when a run file is checked; plain data, so pydantic is not needed here.
-    __pydantic_config__: ClassVar[dict[str, object]] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[dict[str, object]] = {"extra": "forbid", "allow_inf_nan": False}
 
     def __post_init__(self) -> None:
+        check_sample_rate(self.sample_rate_hz)
         for name in (
             "encoder_dim",
             "num_layers",
@@ -62,13 +69,30 @@ class StudentConfig:
     @property
     def frame_rate_hz(self) -> float:
         """Encoder frames a second."""
-        from mvqkd.models.features import HOP_SAMPLES  # here, because a run file is read without torch
-
-        return 16_000 / (HOP_SAMPLES * SUBSAMPLING)
+        return MEL_FRAMES_PER_S / SUBSAMPLING
 
     @property
     def frame_offset_s(self) -> float:
         """Time of the center of encoder frame 0: two 3-wide, stride-2 convolutions over mel frames 0 to 6."""
-        from mvqkd.models.features import HOP_SAMPLES
+        return 3 / MEL_FRAMES_PER_S
 
-        return 3 * HOP_SAMPLES / 16_000
+    @property
+    def min_samples(self) -> int:
+        """Waveform samples that give one encoder frame (7 mel frames)."""
+        return 6 * self.sample_rate_hz // MEL_FRAMES_PER_S
+
+    def to_dict(self) -> dict[str, Any]:
+        """For records and digests. The rate of 16 kHz is left out, so that those of before there were others stay."""
+        content = asdict(self)
+        if self.sample_rate_hz == 16_000:
+            del content["sample_rate_hz"]
+        return content
+
+
+def check_sample_rate(sample_rate_hz: int) -> None:
+    """Raises ValueError for a rate that gives no mel frames every 10 ms, or hardly any speech."""
+    if sample_rate_hz < _LOWEST_RATE_HZ or sample_rate_hz % MEL_FRAMES_PER_S:
+        raise ValueError(
+            f"sample_rate_hz {sample_rate_hz} gives no mel frames every 10 ms: take a multiple of {MEL_FRAMES_PER_S} "
+            f"from {_LOWEST_RATE_HZ}, such as 8000 or 16000"
+        )

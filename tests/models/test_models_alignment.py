@@ -84,3 +84,48 @@ def test_frames_per_target() -> None:
     rates = {(50.0, 25.0): 2, (50.0, 40.0): 1, (100.0, 25.0): 4, (50.0, 50.0): 1, (12.5, 25.0): 1}
     for (teacher, student), expected in rates.items():
         assert FrameAlignment(teacher_rate_hz=teacher, student_rate_hz=student).frames_per_target == expected
+
+
+RATES = {
+    "HuBERT at 16 kHz": (50.0, 0.0125),
+    "HuBERT at 8 kHz": (25.0, 0.025),
+    "Whisper": (50.0, 0.0),
+    "Parakeet": (12.5, 0.04),
+    "a teacher at 11,025 Hz": (11_025 / 320, 200 / 11_025),
+}
+
+
+@pytest.mark.parametrize("teacher", RATES)
+@pytest.mark.parametrize("student_rate_hz", [25.0, 50.0, 100.0, 12.5])
+def test_the_moment_of_a_frame_is_that_of_its_codes(teacher: str, student_rate_hz: float) -> None:
+    """Each code says the time of its frame, in hundredths of a second: no student frame learns that of another one."""
+    rate_hz, offset_s = RATES[teacher]
+    time_T = offset_s + torch.arange(int(5 * rate_hz)) / rate_hz
+    alignment = FrameAlignment(
+        teacher_rate_hz=rate_hz,
+        student_rate_hz=student_rate_hz,
+        teacher_offset_s=offset_s,
+        student_offset_s=0.03,
+    )
+    frames = int(4.9 * student_rate_hz)
+    targets_SK = alignment((time_T * 100).round().to(torch.int64).unsqueeze(1), frames)
+    own_S = 0.03 + torch.arange(frames) / student_rate_hz
+    known_S = (targets_SK != X).all(dim=1)
+    middle_S = targets_SK.double().mean(dim=1) / 100
+    assert int((~known_S).sum()) <= 2
+    # Half a teacher frame, or half the distance of two spans' middles, and the rounding of the codes.
+    assert ((middle_S - own_S)[known_S].abs() <= 0.5 / rate_hz + 0.006).all()
+    at = int((2.48 - 0.03) * student_rate_hz)
+    assert middle_S[at] == pytest.approx(float(own_S[at]), abs=0.5 / rate_hz + 0.006)
+
+
+def test_a_teacher_of_8_khz() -> None:
+    """Its 320 samples are 40 ms, one code for each frame of the student; taken for 50 Hz, 2.48 s would learn 1.24 s."""
+    codes_TN = torch.arange(100).unsqueeze(1)
+    alignment = FrameAlignment(
+        teacher_rate_hz=25.0, student_rate_hz=25.0, teacher_offset_s=0.025, student_offset_s=0.03
+    )
+    assert alignment.frames_per_target == 1
+    assert alignment(codes_TN, 99)[62 - 1].tolist() == [
+        61
+    ]  # 0.03 + 61 / 25 = 2.47 s; 0.025 + 61 / 25 = 2.465 s

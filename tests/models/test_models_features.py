@@ -1,6 +1,8 @@
 """Log-mel features and their masks."""
 
+import pytest
 import torch
+import torchaudio
 
 from mvqkd.models.features import NUM_MEL_BINS, LogMel, spec_augment
 
@@ -50,3 +52,42 @@ def test_short_utterances_keep_three_quarters_of_each_mask() -> None:
         out_TF = masked(torch.ones(8, NUM_MEL_BINS), seed, time_masks=1, freq_masks=0, max_time_frames=100)
         assert int((out_TF == 0).all(dim=1).sum()) <= 2
         masked(torch.ones(1, NUM_MEL_BINS), seed)
+
+
+def test_at_16_khz_it_is_what_students_of_before_were_trained_on() -> None:
+    noise = torch.randn(16_000, generator=torch.Generator().manual_seed(0))
+    mel = torchaudio.transforms.MelSpectrogram(
+        sample_rate=16_000, n_fft=512, win_length=400, hop_length=160, n_mels=80
+    )
+    log_TF = mel(noise).clamp_min(1e-7).log().T
+    assert torch.equal(LogMel()(noise), (log_TF - log_TF.mean(dim=0)) / 4.0)
+
+
+@pytest.mark.parametrize("rate_hz", [8_000, 16_000, 24_000, 44_100, 48_000])
+def test_other_rates_have_the_same_windows_and_hops(rate_hz: int) -> None:
+    log_mel = LogMel(rate_hz)
+    assert (log_mel.mel.win_length, log_mel.mel.hop_length) == (round(rate_hz / 40), rate_hz // 100)
+    assert log_mel.mel.n_fft >= log_mel.mel.win_length > log_mel.mel.n_fft // 2
+    assert bool((log_mel.mel.mel_scale.fb.sum(dim=0) > 0).all()), "every bin hears something"
+    waveform = 0.001 * torch.randn(rate_hz, generator=torch.Generator().manual_seed(0))
+    waveform[rate_hz * 40 // 100] += 1.0
+    features_TF = log_mel(waveform)
+    assert features_TF.shape == (101, 80) and int(features_TF.mean(dim=1).argmax()) == 40
+
+
+def test_a_tone_lies_at_its_frequency_at_any_rate() -> None:
+    """1 kHz; the bins go up to half the rate, evenly in mel."""
+    for rate_hz in (8_000, 16_000):
+        tone = torch.sin(2 * torch.pi * 1000 * torch.arange(rate_hz) / rate_hz)
+        noise = 0.01 * torch.randn(rate_hz, generator=torch.Generator().manual_seed(0))
+        log_mel = LogMel(rate_hz)
+        raw_TF = log_mel.mel(tone + noise).T
+        top = 2595 * torch.log10(torch.tensor(1 + rate_hz / 2 / 700))
+        expected = 2595 * torch.log10(torch.tensor(1 + 1000 / 700)) / top * 81 - 1
+        assert abs(int(raw_TF.mean(dim=0).argmax()) - float(expected)) <= 1
+
+
+@pytest.mark.parametrize("rate_hz", [0, 4_000, 7_900, 11_025, 22_050])
+def test_rates_that_give_no_whole_hop_or_hardly_any_speech(rate_hz: int) -> None:
+    with pytest.raises(ValueError, match=f"sample_rate_hz {rate_hz} gives no mel frames every 10 ms"):
+        LogMel(rate_hz)

@@ -1,19 +1,17 @@
 """The Conformer transducer: its lengths, its losses, and that no utterance sees its neighbours' padding."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torchaudio.models.conformer import ConformerLayer
 
-from mvqkd.models.students.conformer import (
-    MIN_SAMPLES,
-    ConformerTransducer,
-    MaskedConformerLayer,
-    StudentConfig,
-    Subsampling,
-    subsampled_length,
-)
+from mvqkd.models.distillation.tap import tapped
+from mvqkd.models.students.config import StudentConfig
+from mvqkd.models.students.conformer import MaskedConformerLayer, Subsampling, subsampled_length
+from mvqkd.models.students.transducer import ConformerTransducer
 
 CONFIG = StudentConfig(
     encoder_dim=16,
@@ -62,8 +60,8 @@ def test_subsampled_length_is_what_the_module_makes() -> None:
     assert subsampled_length(lengths).tolist() == [subsampled_length(int(length)) for length in lengths]
     assert [subsampled_length(frames) for frames in range(8)] == [0, 0, 0, 0, 0, 0, 0, 1]
     assert (
-        subsampled_length(MIN_SAMPLES // 160 + 1) == 1
-        and subsampled_length((MIN_SAMPLES - 1) // 160 + 1) == 0
+        subsampled_length(CONFIG.min_samples // 160 + 1) == 1
+        and subsampled_length((CONFIG.min_samples - 1) // 160 + 1) == 0
     )
 
 
@@ -100,9 +98,9 @@ def test_encodings_do_not_depend_on_padding(training: bool) -> None:
     for batch_BTF in (features_BTF, more_BTF):
         student = make_student().train(training)
         unsettle_batch_norm(student)
-        encoded_BTD, out_lengths_B, tapped_BTD = student.encoder(batch_BTF, lengths_B, tap_layer=1)
-        assert tapped_BTD is not None
-        results.append((encoded_BTD, tapped_BTD))
+        with tapped(student, [1]) as taps:
+            encoded_BTD, out_lengths_B = student.encoder(batch_BTF, lengths_B)
+            results.append((encoded_BTD, taps[1]))
     for first_BTD, second_BTD in zip(*results, strict=True):
         for row, length in enumerate(out_lengths_B.tolist()):
             torch.testing.assert_close(
@@ -114,10 +112,10 @@ def test_encodings_of_a_batch_are_those_of_each_utterance() -> None:
     features = make_features([90, 43, 7, 60])
     student = make_student().eval()
     unsettle_batch_norm(student)
-    encoded_BTD, out_lengths_B, _ = student.encoder(*padded(features))
+    encoded_BTD, out_lengths_B = student.encoder(*padded(features))
     assert out_lengths_B.tolist() == [subsampled_length(len(f)) for f in features]
     for row, own in enumerate(features):
-        alone_BTD, _, _ = student.encoder(*padded([own]))
+        alone_BTD, _ = student.encoder(*padded([own]))
         torch.testing.assert_close(encoded_BTD[row, : alone_BTD.shape[1]], alone_BTD[0], atol=1e-5, rtol=1e-5)
 
 
@@ -144,23 +142,13 @@ def test_greedy_stops_at_the_limit_of_units_in_a_frame() -> None:
     assert student.greedy(features_BTF, lengths_B) == [[], []]
 
 
-def test_tapped_layer() -> None:
-    student = make_student().eval()
-    batch = padded(make_features([40, 30]))
-    assert student.encoder(*batch)[2] is None
-    encoded_BTD, _, last_BTD = student.encoder(*batch, tap_layer=2)
-    _, _, first_BTD = student.encoder(*batch, tap_layer=1)
-    assert last_BTD is not None and torch.equal(last_BTD, encoded_BTD)
-    assert first_BTD is not None and not torch.equal(first_BTD, encoded_BTD)
-
-
 def test_losses_do_not_depend_on_the_batch() -> None:
     student = make_student(with_ctc=True).eval()
     features = make_features([90, 60])
     units = [torch.tensor([1, 2, 3]), torch.tensor([4])]
 
     def losses(rows: list[int]) -> Tensor:
-        encoded_BTD, lengths_B, _ = student.encoder(*padded([features[row] for row in rows]))
+        encoded_BTD, lengths_B = student.encoder(*padded([features[row] for row in rows]))
         units_BU, unit_lengths_B = (
             pad_sequence([units[row] for row in rows], batch_first=True),
             torch.tensor([len(units[row]) for row in rows]),
@@ -169,7 +157,7 @@ def test_losses_do_not_depend_on_the_batch() -> None:
         return torch.stack([student.transducer_loss(*arguments), student.ctc_loss(*arguments)])
 
     torch.testing.assert_close(losses([0, 1]), losses([0]) + losses([1]))
-    encoded_BTD, lengths_B, _ = student.encoder(*padded(features[:1]))
+    encoded_BTD, lengths_B = student.encoder(*padded(features[:1]))
     nothing = student.transducer_loss(
         encoded_BTD, lengths_B, torch.zeros(1, 0, dtype=torch.long), torch.tensor([0])
     )
@@ -184,7 +172,7 @@ def test_learns_by_heart() -> None:
     optimizer = torch.optim.Adam(student.parameters(), lr=0.02)
     history = []
     for _ in range(80):
-        encoded_BTD, out_lengths_B, _ = student.encoder(features_BTF, lengths_B)
+        encoded_BTD, out_lengths_B = student.encoder(features_BTF, lengths_B)
         loss = student.transducer_loss(encoded_BTD, out_lengths_B, units_BU, unit_lengths_B)
         optimizer.zero_grad()
         loss.backward()
@@ -205,9 +193,54 @@ def test_learns_by_heart() -> None:
         ({"predictor_dim": 2}, "predictor_dim must be a multiple of 4, not 2"),
         ({"joiner_dim": 0}, "joiner_dim must be at least 1, not 0"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\)"),
+        ({"sample_rate_hz": 11_025}, "sample_rate_hz 11025 gives no mel frames every 10 ms"),
+        ({"sample_rate_hz": 4_000}, "sample_rate_hz 4000 .* from 8000"),
         ({"units": "words"}, "units must be char or sentencepiece, not 'words'"),
     ],
 )
 def test_impossible_sizes(changes: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         StudentConfig(**changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rate_hz", [8_000, 16_000, 48_000])
+def test_a_student_at_another_rate(rate_hz: int) -> None:
+    """Its frames come 25 times a second of real time, whatever its audio is."""
+    student = ConformerTransducer(replace(CONFIG, sample_rate_hz=rate_hz), 6).eval()
+    frames = student.frames
+    assert (frames.sample_rate_hz, frames.frame_rate_hz, frames.frame_offset_s) == (rate_hz, 25.0, 0.03)
+    assert frames.min_samples == 0.06 * rate_hz
+    for samples, expected in ((frames.min_samples - 1, 0), (frames.min_samples, 1), (2 * rate_hz, 49)):
+        features_TF = student.features(torch.randn(samples))
+        assert student.num_frames(len(features_TF)) == expected
+    features_BTF, lengths_B = padded([student.features(torch.randn(2 * rate_hz))])
+    assert student.encoder(features_BTF, lengths_B)[0].shape[1] == 49
+    assert student.feature_rate_hz == 100
+
+
+def test_records_of_before_there_were_rates() -> None:
+    assert "sample_rate_hz" not in CONFIG.to_dict() and StudentConfig(**CONFIG.to_dict()) == CONFIG
+    other = replace(CONFIG, sample_rate_hz=8_000)
+    assert other.to_dict()["sample_rate_hz"] == 8_000 and StudentConfig(**other.to_dict()) == other
+
+
+def test_names_of_weights_are_those_of_before() -> None:
+    names = set(make_student(with_ctc=True).state_dict())
+    assert {name.split(".")[0] for name in names} == {
+        "encoder", "predictor", "encoder_projection", "predictor_projection", "output", "ctc",
+    }  # fmt: skip
+    assert names >= {
+        "encoder.subsampling.project.weight", "encoder.layers.1.conv_module.sequential.3.running_mean",
+        "predictor.embedding.weight", "predictor.conv.bias", "output.bias", "ctc.weight",
+    }  # fmt: skip
+    assert not any(name.startswith("ctc") for name in make_student().state_dict())
+
+
+def test_ctc_factor_and_head() -> None:
+    assert ConformerTransducer(CONFIG, 6, ctc_scale=0.3).ctc is not None
+    assert ConformerTransducer(CONFIG, 6).ctc is None
+    with pytest.raises(ValueError, match=r"ctc_scale 0.3 needs a student with a CTC head"):
+        ConformerTransducer(CONFIG, 6, ctc_scale=0.3, with_ctc=False)
+    for wrong in (-0.1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="must be a number from 0"):
+            ConformerTransducer(CONFIG, 6, ctc_scale=wrong)

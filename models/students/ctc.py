@@ -1,0 +1,47 @@
+"""The CTC loss, and students that are trained by it alone.
+
+Shape suffixes: B utterances, T feature frames, F feature bins, S the student's frames, U units, V different units.
+"""
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mvqkd.models.decoding.greedy import BLANK, greedy_ctc
+from mvqkd.models.students.base import Student, StudentLoss
+
+
+class CtcStudent(Student):
+    """A student whose output is one unit or blank for each frame; a subclass gives `logits`."""
+
+    @abstractmethod
+    def logits(self, features_BTF: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, S, V) of a padded batch, unit 0 being blank, and int64 (B,): how many frames count."""
+
+    def loss(
+        self, features_BTF: Tensor, lengths_B: Tensor, units_BU: Tensor, unit_lengths_B: Tensor
+    ) -> StudentLoss:
+        """See `Student.loss`."""
+        logits_BSV, frame_lengths_B = self.logits(features_BTF, lengths_B)
+        ctc = ctc_loss(logits_BSV, frame_lengths_B, units_BU, unit_lengths_B)
+        return StudentLoss(total=ctc, parts={"ctc": ctc.detach()}, num_frames=int(frame_lengths_B.sum()))
+
+    @torch.inference_mode()
+    def greedy(self, features_BTF: Tensor, lengths_B: Tensor) -> list[list[int]]:
+        """See `Student.greedy`."""
+        return greedy_ctc(*self.logits(features_BTF, lengths_B))
+
+
+def ctc_loss(logits_BSV: Tensor, lengths_B: Tensor, units_BU: Tensor, unit_lengths_B: Tensor) -> Tensor:
+    """CTC loss in nats, summed over the batch (Graves et al. 2006); impossible alignments count as 0."""
+    return F.ctc_loss(
+        logits_BSV.float().log_softmax(-1).transpose(0, 1),
+        units_BU,
+        lengths_B,
+        unit_lengths_B,
+        blank=BLANK,
+        reduction="sum",
+        zero_infinity=True,
+    )
