@@ -49,7 +49,7 @@ def make_table(finished: Run, run: Run, num_shards: int) -> None:
     assert plan is not None, "a finished run has a plan"
     first = plan.shards[0]
     shards = tuple(replace(first, position=n, digest=f"{n:064x}") for n in range(num_shards))
-    write_plan(run.plan("train"), replace(plan, location=run.plan("train"), shards=shards))
+    write_plan(replace(plan, location=run.plan("train"), shards=shards))
     for name in finished.quantizer.list():
         run.quantizer.replace(name, finished.quantizer.read_bytes(name))
     table = IndexTable.create(run.table, load_record(run.quantizer).contract())

@@ -9,6 +9,7 @@ from mvqkd.pipeline.run_config import RunConfig
 from mvqkd.storage.artifacts import read_json, write_json
 from mvqkd.storage.errors import ObjectMissingError
 from mvqkd.storage.location import Location, open_location
+from mvqkd.workers.corpus.paths import full_root
 
 REPORT = "report.json"
 Part = Literal["train", "test"]
@@ -25,6 +26,11 @@ class Run:
     def plan(self, part: Part) -> Location:
         """Folder of a shard plan."""
         return self.root.join("plan", part)
+
+    @property
+    def corpus_root(self) -> str | None:
+        """`corpus.root` as processes in other working directories need it."""
+        return full_root(self.config.corpus.root)
 
     @property
     def quantizer(self) -> Location:

@@ -7,6 +7,9 @@ import pytest
 
 pytest_plugins = ["s3_server", "run_fixtures"]
 
+# No test goes to the network, not even to be told that there is none.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("MVQKD_SHARED", REPOSITORY.parent / "shared"))
 

@@ -22,7 +22,7 @@ from mvqkd.storage.shared_place import require_seen
 from mvqkd.storage.table import IndexTable
 from mvqkd.workers.cuts import cut_to_json, identity, speaker_of, text_of
 from mvqkd.workers.embed import Embedded, Embedder, EmbedderSettings, LeftOut
-from mvqkd.workers.plan import Shard, read_shard_cuts
+from mvqkd.workers.plan import Shard, read_plan, read_shard_cuts
 from mvqkd.workers.quantizer_record import load_quantizer
 from mvqkd.workers.teacher import choose_device
 
@@ -72,6 +72,7 @@ class ExtractSettings:
         """
         require_seen(self.plan, "plan.json")
         embedder = self.embedder.build()
+        _check_rate(embedder, self.plan)
         quantizer, record = load_quantizer(self.quantizer)
         fingerprint = embedder.teacher.info.fingerprint
         if fingerprint != record.teacher["fingerprint"]:
@@ -86,6 +87,17 @@ class ExtractSettings:
             table=self.table,
             plan=self.plan,
             max_unreadable=self.max_unreadable,
+        )
+
+
+def _check_rate(embedder: Embedder, location: Location) -> None:
+    """The plan was made where the teacher may have been out of reach; its rate decided what is refused."""
+    plan = read_plan(location)
+    assert plan is not None, "seen before"
+    planned, takes = plan.settings.get("sample_rate_hz"), embedder.teacher.info.sample_rate_hz
+    if planned is not None and planned != takes:
+        raise ContractError(
+            f"{location.url}: planned for a teacher of {planned} Hz, but it takes {takes} Hz; `mvqkd plan` plans again"
         )
 
 

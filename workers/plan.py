@@ -70,7 +70,7 @@ def make_plan(
         cuts: from `Corpus.cuts`.
         location: the plan's folder.
         shard_hours: a shard is closed before it would exceed this.
-        settings: what the corpus was read with, from `Corpus.settings`.
+        settings: what the corpus was read with, from `CorpusConfig.plan_settings`.
         root: `Corpus.root`; audio under it is kept relative to it.
         reuse: return an existing plan of the same settings and root as it is; otherwise the corpus is read again,
             and an unchanged one gives the same plan, byte for byte.
@@ -79,19 +79,43 @@ def make_plan(
     Raises:
         PlanError: cut ids repeat, no cut is usable, or the plan that is there and might be used is damaged.
     """
+    if reuse and (existing := existing_plan(location, shard_hours=shard_hours, settings=settings, root=root)):
+        return existing
     settings = {**_without_root(settings)[0], "shard_hours": shard_hours}
-    before = None
     try:
         before = read_plan(location)
     except PlanError:
-        if reuse:
-            raise
-    if reuse and before is not None and (before.settings, before.root) == (settings, root):
-        return before
+        before = None
     planner = _Planner(location, shard_hours=shard_hours, root=root, before=before, progress=progress)
     for cut in cuts:
         planner.add(cut)
     return planner.finish(settings)
+
+
+def existing_plan(
+    location: Location, *, shard_hours: float, settings: dict[str, object], root: str | None
+) -> Plan | None:
+    """The plan in a folder if it was made with these settings, see `make_plan`.
+
+    Raises:
+        PlanError: `plan.json` is damaged, or of a later version.
+    """
+    found = read_plan(location)
+    wanted = ({**_without_root(settings)[0], "shard_hours": shard_hours}, root)
+    return found if found is not None and (found.settings, found.root) == wanted else None
+
+
+def write_plan(plan: Plan) -> None:
+    """Write `plan.json`, which is the plan's commit."""
+    content = {
+        "version": VERSION,
+        "settings": plan.settings,
+        "root": plan.root,
+        "num_refused": plan.num_refused,
+        "num_text_dropped": plan.num_text_dropped,
+        "shards": [shard.to_dict() for shard in plan.shards],
+    }
+    write_json(plan.location, "plan.json", content)
 
 
 def read_plan(location: Location) -> Plan | None:
@@ -198,16 +222,7 @@ class _Planner:
         self._refuse_repeated_ids()
         self._location.replace("refused.jsonl", bytes(self._refused))
         self._location.replace("text_dropped.jsonl", bytes(self._text_dropped))
-        content = {
-            "version": VERSION,
-            "settings": settings,
-            "root": self._root,
-            "num_refused": self._num_refused,
-            "num_text_dropped": self._num_text_dropped,
-            "shards": [shard.to_dict() for shard in self._shards],
-        }
-        write_json(self._location, "plan.json", content)
-        return Plan(
+        plan = Plan(
             location=self._location,
             shards=tuple(self._shards),
             num_cuts=len(self._ids),
@@ -217,6 +232,8 @@ class _Planner:
             settings=settings,
             root=self._root,
         )
+        write_plan(plan)
+        return plan
 
     def _close(self) -> None:
         number = len(self._shards)
@@ -281,4 +298,14 @@ def _settings_of_version_1(settings: dict[str, object]) -> tuple[dict[str, objec
     return settings, full_root(root)
 
 
-__all__ = ["Plan", "PlanError", "Shard", "make_plan", "read_plan", "read_refused", "read_shard_cuts"]
+__all__ = [
+    "Plan",
+    "PlanError",
+    "Shard",
+    "existing_plan",
+    "make_plan",
+    "read_plan",
+    "read_refused",
+    "read_shard_cuts",
+    "write_plan",
+]

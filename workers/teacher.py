@@ -75,3 +75,23 @@ def open_teacher(config: TeacherConfig, *, options: Mapping[str, str]) -> "Teach
         for name in names:
             (copy / name).write_bytes(location.read_bytes(name))
         return load(str(copy))
+
+
+def teacher_sample_rate_hz(config: TeacherConfig, *, options: Mapping[str, str]) -> int:
+    """The sampling rate that the teacher takes, without loading it.
+
+    Raises:
+        TeacherLoadError: there is no such folder or model, or it does not say.
+        StorageError: the `s3://` folder cannot be read.
+    """
+    from mvqkd.models.teachers.sample_rate import CONFIG_FILES, read_sample_rate_hz
+
+    if not config.path.startswith("s3://"):
+        return read_sample_rate_hz(config.path, revision=config.revision)
+    from mvqkd.storage.location import open_location
+
+    location = open_location(config.path, options=options)
+    with tempfile.TemporaryDirectory(prefix="mvqkd-teacher-") as folder:
+        for name in set(CONFIG_FILES) & set(location.list()):
+            (Path(folder) / name).write_bytes(location.read_bytes(name))
+        return read_sample_rate_hz(folder)

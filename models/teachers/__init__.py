@@ -1,19 +1,20 @@
 """Teachers: pretrained speech encoders from transformers that turn audio into embeddings to be quantized."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from mvqkd.models.teachers.base import (
-    NonFiniteEmbeddingError,
-    Teacher,
-    TeacherInfo,
-    TeacherLoadError,
-    UtteranceTooLongError,
-    UtteranceTooShortError,
-    WaveformError,
-)
-
 if TYPE_CHECKING:
+    from mvqkd.models.teachers.base import (
+        NonFiniteEmbeddingError,
+        Teacher,
+        TeacherInfo,
+        UtteranceTooLongError,
+        UtteranceTooShortError,
+        WaveformError,
+    )
+    from mvqkd.models.teachers.errors import TeacherLoadError
     from mvqkd.models.teachers.loading import load_teacher
+    from mvqkd.models.teachers.sample_rate import read_sample_rate_hz
 
 __all__ = [
     "NonFiniteEmbeddingError",
@@ -24,13 +25,14 @@ __all__ = [
     "UtteranceTooShortError",
     "WaveformError",
     "load_teacher",
+    "read_sample_rate_hz",
 ]
+
+_MODULES = {"TeacherLoadError": "errors", "load_teacher": "loading", "read_sample_rate_hz": "sample_rate"}
 
 
 def __getattr__(name: str) -> Any:
-    """`load_teacher` on demand: transformers is slow to import, and only who loads a teacher needs it."""
-    if name == "load_teacher":
-        from mvqkd.models.teachers.loading import load_teacher
-
-        return load_teacher
+    """Each name on demand: transformers and torch are slow to import, and who asks for a rate needs neither."""
+    if name in __all__:
+        return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'base')}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

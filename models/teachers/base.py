@@ -60,10 +60,6 @@ class Teacher(Protocol):
         ...
 
 
-class TeacherLoadError(ValueError):
-    """A teacher that cannot be loaded: not there, not reachable, of another architecture or incomplete."""
-
-
 class WaveformError(ValueError):
     """A waveform that cannot be embedded; ``index`` is its position in the list given to ``encode``."""
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.utils import cached_file
 
-from mvqkd.models.teachers.base import TeacherLoadError
+from mvqkd.models.teachers.errors import TeacherLoadError
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"

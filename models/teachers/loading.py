@@ -27,11 +27,11 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from mvqkd.models.teachers.base import DTYPES, Teacher, TeacherInfo
 from mvqkd.models.teachers.checkpoint import (
     Checkpoint,
-    TeacherLoadError,
     fingerprint,
     open_checkpoint,
     read_weights,
 )
+from mvqkd.models.teachers.errors import TeacherLoadError
 from mvqkd.models.teachers.waveform import WaveformTeacher, receptive_field
 from mvqkd.models.teachers.whisper import (
     SILENCE_EDGE_FRAMES,

@@ -98,7 +98,7 @@ def _outcomes(run: Run, name: str, plan: Plan) -> Sequence[Outcome]:
         settings = RecognizeSettings(
             student=run.student(name),
             plan=plan.location,
-            root=run.config.corpus.root,
+            root=run.corpus_root,
             options=run.config.storage.options,
             batch_seconds=run.config.student_settings(name)[1].batch_seconds,
             threads=max(1, int(share.cpus)),

@@ -1,7 +1,5 @@
 """The distill stage: a student, trained from the index table."""
 
-from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from mvqkd.models.students.config import StudentConfig
@@ -20,8 +18,6 @@ from mvqkd.workers.section import identity_of
 
 # Settings that the student without codes does not have.
 _OF_CODES_ONLY = {"loss_scale", "student_layer", "codebooks"}
-# Settings that came after the first students were trained, with the value that those were trained with.
-_CAME_LATER: Mapping[str, Any] = {"sample_rate_hz": 16_000}
 MOST_THREADS = 8
 """More do not make one process faster."""
 
@@ -41,11 +37,7 @@ def distill_stage(run: Run, name: str | None = None) -> dict[str, Any]:
     table = _need_table(run, settings)
     out = run.student(name)
     same_for_all = {
-        "student": {
-            key: value
-            for key, value in asdict(student).items()
-            if key not in _CAME_LATER or value != _CAME_LATER[key]
-        },
+        "student": student.to_dict(),
         "distill": {key: value for key, value in identity_of(settings).items() if key not in _OF_CODES_ONLY},
         "contract": table.contract.digest(),
         "shards": sorted(table.committed()),
@@ -132,7 +124,7 @@ def _train(
             units=(units.kind, units.data),
             student=student,
             distill=settings,
-            root=run.config.corpus.root,
+            root=run.corpus_root,
             options=run.config.storage.options,
             out=run.student(name),
             threads=max(1, min(MOST_THREADS, pool.resources.cpus // settings.workers)),

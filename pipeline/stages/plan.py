@@ -3,10 +3,12 @@
 import math
 from typing import Any
 
+from mvqkd.models.teachers.sample_rate import USUAL_RATE_HZ, TeacherUnreachableError
 from mvqkd.pipeline.run_folder import Part, Run
 from mvqkd.pipeline.show.progress import bar, say
 from mvqkd.workers.corpus.files import CorpusError
-from mvqkd.workers.plan import Plan, make_plan, read_plan
+from mvqkd.workers.plan import Plan, existing_plan, make_plan
+from mvqkd.workers.teacher import teacher_sample_rate_hz
 
 TEACHER_FRAME_RATE_HZ = 50.0  # of nearly every teacher that is known; the table's contract has the exact one
 
@@ -40,41 +42,41 @@ def need_plan(run: Run, part: Part) -> Plan:
 
     Raises:
         CorpusError: the part is not named in the run file.
+        PlanError: the plan that is there is damaged.
     """
     if part == "test" and run.config.corpus.test is None:
         raise CorpusError("corpus.test is not set in the run file, so there is nothing to decode")
-    existing = read_plan(run.plan(part))
-    if existing is not None and existing.made_with(_settings(run, part)):
-        return existing
-    return _plan_part(run, part)
+    existing = existing_plan(
+        run.plan(part),
+        shard_hours=run.config.extract.shard_hours,
+        settings=run.config.corpus.plan_settings(part, sample_rate_hz=_teacher_rate_hz(run)),
+        root=run.corpus_root,
+    )
+    return existing or _plan_part(run, part)
 
 
-def _settings(run: Run, part: Part) -> dict[str, object]:
-    """What a plan depends on, beyond the corpus itself. Where the corpus lies is not what it is."""
-    other = "test" if part == "train" else "train"
-    return {
-        "corpus": run.config.corpus.model_dump(exclude={other, "root"}),
-        "part": part,
-        "shard_hours": run.config.extract.shard_hours,
-    }
+def _teacher_rate_hz(run: Run) -> int:
+    """The rate that the teacher takes; extraction refuses a plan that was made for another one."""
+    try:
+        return teacher_sample_rate_hz(run.config.teacher, options=run.config.storage.options)
+    except TeacherUnreachableError as error:
+        say(f"{error}; until it is there, {USUAL_RATE_HZ} Hz is taken for its rate")
+        return USUAL_RATE_HZ
 
 
 def _plan_part(run: Run, part: Part) -> Plan:
     from mvqkd.workers.corpus.corpus import Corpus
-    from mvqkd.workers.teacher import teacher_sample_rate_hz
 
-    config = run.config
-    corpus = Corpus(
-        config.corpus,
-        sample_rate_hz=teacher_sample_rate_hz(config.teacher, options=config.storage.options),
-        options=config.storage.options,
-    )
+    config, rate_hz = run.config, _teacher_rate_hz(run)
+    corpus = Corpus(config.corpus, sample_rate_hz=rate_hz, options=config.storage.options)
     with bar(f"plan {part}", total=math.inf, unit="cuts") as progress:
         plan = make_plan(
             corpus.cuts(part),
             run.plan(part),
             shard_hours=config.extract.shard_hours,
-            settings=_settings(run, part),
+            settings=config.corpus.plan_settings(part, sample_rate_hz=rate_hz),
+            root=run.corpus_root,
+            reuse=False,
             progress=lambda cuts, hours: progress.update(cuts, hours=hours),
         )
     if plan.num_refused:
@@ -82,5 +84,5 @@ def _plan_part(run: Run, part: Part) -> Plan:
         say(f"{plan.num_refused} utterances of {part} are left out, see {where}")
     if plan.num_text_dropped:
         where = run.plan(part).full_url("text_dropped.jsonl")
-        say(f"{plan.num_text_dropped} utterances of {part} go without their text, see {where}")
+        say(f"{plan.num_text_dropped} utterances of {part} have codes but no text, see {where}")
     return plan

@@ -52,7 +52,7 @@ def embedder_settings(run: Run, share: Share) -> EmbedderSettings:
     """Of the workers that run the teacher."""
     return EmbedderSettings(
         teacher=_for_workers(run.config.teacher, share),
-        root=run.config.corpus.root,
+        root=run.corpus_root,
         options=run.config.storage.options,
         batch_seconds=run.config.extract.batch_seconds,
         decode_threads=run.config.extract.decode_threads,

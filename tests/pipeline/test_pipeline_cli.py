@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 
 from mvqkd import __version__
 from mvqkd.pipeline import run_all as whole
-from mvqkd.pipeline.stages import extract as extract_module
-from mvqkd.pipeline.stages import fit as fit_module
 from mvqkd.pipeline.cli import app
 from mvqkd.pipeline.errors import PoolError, StageError
+from mvqkd.pipeline.stages import extract as extract_module
+from mvqkd.pipeline.stages import fit as fit_module
 from mvqkd.storage.contract import TableContract
 from mvqkd.storage.location import open_location
 from mvqkd.storage.table import IndexTable

@@ -1,7 +1,5 @@
 """The distill stage, in this process: damaged tables and students, overtaking, resuming, side by side."""
 
-import json
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -92,25 +90,3 @@ def test_an_interrupted_training_goes_on_where_it_stopped(
         (tmp_path / folder / "students/mvqkd/student.safetensors").read_bytes() for folder in ("run", "other")
     ]
     assert weights[0] == weights[1]
-
-
-def test_two_side_by_side_lose_nothing_of_each_other(done: Done, tmp_path: Path) -> None:
-    """Two processes of `mvqkd distill` on one run, one for each student."""
-    import subprocess
-    import sys
-
-    from tiny import write_run_file
-
-    run_file = write_run_file(copy_of(done, tmp_path, "plan", "quantizer", "table"), tmp_path)
-
-    def train(name: str) -> dict[str, object]:
-        command = [sys.executable, "-m", "mvqkd", "distill", str(run_file), "--student", name, "--json"]
-        return json.loads(subprocess.run(command, check=True, capture_output=True).stdout.splitlines()[-1])
-
-    with ThreadPoolExecutor(2) as pool:
-        summaries = dict(zip(("baseline", "mvqkd"), pool.map(train, ("baseline", "mvqkd")), strict=True))
-    report = json.loads((tmp_path / "run/report.json").read_text())
-    for name, summary in summaries.items():
-        student = dict(report["students"][name])
-        assert student.pop("curve")[-1]["step"] == summary["steps"]
-        assert student == summary

@@ -33,3 +33,9 @@ class CorpusConfig(Section):
         if self.min_duration_s >= self.max_duration_s:
             raise ValueError("min_duration_s must be below max_duration_s")
         return self
+
+    def plan_settings(self, part: Literal["train", "test"], *, sample_rate_hz: int) -> dict[str, object]:
+        """What a plan of a part depends on besides the corpus itself. Where the corpus lies is not what it is."""
+        other = "test" if part == "train" else "train"
+        corpus = self.model_dump(exclude={other, "root"})
+        return {"corpus": corpus, "part": part, "sample_rate_hz": sample_rate_hz}

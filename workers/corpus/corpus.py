@@ -48,12 +48,6 @@ class Corpus:
         self.root = full_root(config.root)
         self._options = dict(options or {})
 
-    def settings(self, part: Literal["train", "test"]) -> dict[str, object]:
-        """What a plan of the part depends on besides the corpus itself."""
-        other = "test" if part == "train" else "train"
-        corpus = self.config.model_dump(exclude={other})
-        return {"corpus": corpus, "part": part, "sample_rate_hz": self.sample_rate_hz}
-
     def cuts(self, part: Literal["train", "test"]) -> Iterator[MonoCut | Refused]:
         """Every cut of the part with full paths, or the reason why it cannot be used.
 

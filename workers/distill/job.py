@@ -76,7 +76,7 @@ class TrainJob:
     def save(self, trainer: StudentTrainer) -> None:
         """Store the trained student."""
         record = StudentRecord(
-            student=asdict(self.student),
+            student=self.student.to_dict(),
             distill=self.distill.model_dump(),
             units={"kind": self.units[0], "data": self.units[1]},
             contract=asdict(self.table.contract),
