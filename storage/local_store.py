@@ -10,9 +10,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
-
-import fsspec
+from typing import Any
 
 from mvqkd.storage.errors import ObjectMissingError, ObjectTooShortError, StorageError
 
@@ -30,8 +30,12 @@ _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, er
 class LocalStore:
     """Reads and writes below the root directory; `path` arguments are absolute paths in it."""
 
-    def __init__(self) -> None:
-        self.filesystem = fsspec.filesystem("file")
+    @cached_property
+    def filesystem(self) -> Any:
+        """The fsspec file system."""
+        import fsspec  # here, because it takes longer to import than a listing takes
+
+        return fsspec.filesystem("file")
 
     def exists(self, path: str) -> bool:
         """Whether an object (a regular file) is there. Raises `StorageError` when that cannot be seen."""
