@@ -156,6 +156,11 @@ def test_columns_and_summaries_fetch_a_small_part(place, s3_environment, contrac
         wire.reset()
         assert near.read_shard("s").equals(table.read_shard("s"))
         assert wire.requests == 1, "a whole read is one GET"
+        table.write_shard("small", make_rows(2))
+        wire.reset()
+        assert near.read_shard("small", columns=["cut_id"]).num_rows == near.summary_of("small").rows == 2
+        assert wire.requests == 2, "a file shorter than the first read comes with it"
+        table.location.remove("small.parquet")
         wire.reset()
         assert inspect_table(wire.location).rows == 1000
         assert wire.received < 30_000
