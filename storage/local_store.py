@@ -226,6 +226,8 @@ def _translated(path: str) -> Iterator[None]:
         raise ObjectMissingError(
             path, "there is no such file", "check the path or run the stage before"
         ) from error
+    except UnicodeEncodeError as error:
+        raise ObjectMissingError(repr(path), "no file can have this name", "correct the path") from error
     except OSError as error:
         if error.errno in _NO_SPACE:
             problem = f"no space left to write it ({error.strerror}), nothing was committed"

@@ -110,6 +110,12 @@ def test_names_with_unusual_characters(place):
                                            "a+b&c=d;e", "~x", "a:b"])  # fmt: skip
 
 
+def test_a_name_that_no_object_has_is_missing(place):
+    for read in (place.read_bytes, place.size, place.open):
+        with pytest.raises(ObjectMissingError, match="no object can have this name"):
+            read("\ud800")
+
+
 def test_a_file_is_read_in_pieces(place, s3_environment):
     data = np.random.default_rng(0).bytes(5 << 20)
     packed = gzip.compress(data, 1)
