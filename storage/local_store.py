@@ -10,9 +10,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
-
-import fsspec
+from typing import Any
 
 from mvqkd.storage.errors import ObjectMissingError, ObjectTooShortError, StorageError
 
@@ -30,8 +30,12 @@ _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, er
 class LocalStore:
     """Reads and writes below the root directory; `path` arguments are absolute paths in it."""
 
-    def __init__(self) -> None:
-        self.filesystem = fsspec.filesystem("file")
+    @cached_property
+    def filesystem(self) -> Any:
+        """The fsspec file system."""
+        import fsspec  # here, because it takes longer to import than a listing takes
+
+        return fsspec.filesystem("file")
 
     def exists(self, path: str) -> bool:
         """Whether an object (a regular file) is there. Raises `StorageError` when that cannot be seen."""
@@ -222,6 +226,8 @@ def _translated(path: str) -> Iterator[None]:
         raise ObjectMissingError(
             path, "there is no such file", "check the path or run the stage before"
         ) from error
+    except UnicodeEncodeError as error:
+        raise ObjectMissingError(repr(path), "no file can have this name", "correct the path") from error
     except OSError as error:
         if error.errno in _NO_SPACE:
             problem = f"no space left to write it ({error.strerror}), nothing was committed"

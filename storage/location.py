@@ -239,13 +239,18 @@ def read_url(url: str, *, options: Mapping[str, Any] | None = None) -> bytes:
         options: for `s3://`, as `open_location` takes them.
 
     Raises:
-        ObjectMissingError: there is no such file.
+        ObjectMissingError: there is no such file, or none can have this name.
         StorageError: it cannot be read, or nothing is known of this kind of url.
     """
-    if not is_url(url) or url.startswith("s3://"):
-        folder, _, name = expand(url).rpartition("/")
-        s3 = options if url.startswith("s3://") else None
-        return open_location(folder or "/", options=s3).read_bytes(name)
+    in_s3 = url.startswith("s3://")
+    if in_s3 or not is_url(url):
+        try:
+            folder, _, name = expand(url).rpartition("/")
+        except ValueError as error:
+            raise ObjectMissingError(url, f"it names no file ({error})", "correct it") from error
+        if not name or (in_s3 and {".", ".."} & set(url.split("/"))):
+            raise ObjectMissingError(url, "it names no file", "correct it")
+        return open_location(folder or "/", options=options if in_s3 else None).read_bytes(name)
     import aiohttp
     import fsspec
 

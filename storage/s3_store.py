@@ -229,6 +229,8 @@ def _translated(path: str) -> Iterator[None]:
     url = f"s3://{path}"
     try:
         yield
+    except UnicodeEncodeError as error:
+        raise ObjectMissingError(repr(url), "no object can have this name", "correct the url") from error
     except botocore.exceptions.NoCredentialsError as error:
         raise StorageError(
             url, "no credentials found", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in this process"

@@ -3,7 +3,7 @@
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -101,9 +101,12 @@ class IndexTable:
         return cls(location=location, contract=contract)
 
     def shard_path(self, name: str) -> str:
-        """The object of a shard, relative to the table. Raises ValueError for unsuitable names."""
+        """The object of a shard, relative to the table. Raises `TableError` for unsuitable names."""
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._=-]*", name):
-            raise ValueError(f"shard name {name!r}: use letters, digits and -_.=, a letter or digit first")
+            raise TableError(
+                f"{self.location.url}: shard name {name!r}: use letters, digits and -_.=, a letter or digit first; "
+                "a file of such a name in the table's folder is no shard, move it away"
+            )
         return name + SHARD_SUFFIX
 
     def committed(self) -> set[str]:
@@ -129,7 +132,7 @@ class IndexTable:
         path, where = self.shard_path(name), self._url(name)
         table = rows_to_arrow(list(rows), self.contract)
         summary = summarize_rows(table, self.contract, codes_bytes=0, where=where)
-        metadata = {
+        metadata: dict[bytes, str | Callable[[int], str]] = {
             CONTRACT_KEY: self.contract.to_json(),
             SUMMARY_KEY: lambda pages_end: footer_text(summary, pages_end),
         }
@@ -265,8 +268,10 @@ class IndexTable:
 
 
 def shard_names(sizes: Mapping[str, int]) -> list[str]:
-    """The shards among the objects of a table, sorted."""
-    names = (path for path in sizes if path.endswith(SHARD_SUFFIX) and "/" not in path)
+    """The shards among the objects of a table, sorted. Hidden files are none, as for all tools that read tables."""
+    names = (
+        path for path in sizes if path.endswith(SHARD_SUFFIX) and "/" not in path and path[0] not in "._"
+    )
     return sorted(name.removesuffix(SHARD_SUFFIX) for name in names)
 
 

@@ -87,6 +87,40 @@ def test_the_sweep_leaves_what_others_write(place, monkeypatch):
     assert {path.name for path in folder.iterdir()} == {"a", ".x.tmp", ".tmp", "..tmp"}
 
 
+UNPRIVILEGED = """
+import os, sys
+from mvqkd.storage.errors import StorageError
+from mvqkd.storage.location import open_location
+place = open_location(sys.argv[1])
+if os.getuid() == 0:
+    os.setuid(65534)
+reads = [place.list, place.sweep, *(lambda act=act: act("a") for act in (place.exists, place.size, place.open))]
+for read in [*reads, lambda: place.write_once("b", b""), lambda: place.replace("b", b"")]:
+    try:
+        print(read())
+    except StorageError as error:
+        print(error)
+"""
+
+
+@pytest.mark.integration
+def test_a_folder_closed_to_us_is_named_and_not_taken_for_an_empty_one(place):
+    place.write_once("a", b"x")
+    Path(place.url).chmod(0)
+    try:
+        child = subprocess.run(
+            [sys.executable, "-c", UNPRIVILEGED, place.url], capture_output=True, text=True, check=True
+        )
+    finally:
+        Path(place.url).chmod(0o700)
+    answers = child.stdout.splitlines()
+    assert len(answers) == 7
+    for answer in answers:
+        assert (
+            answer.startswith(place.url) and "the system refuses access (Permission denied); check" in answer
+        )
+
+
 WRITER = """
 import sys
 from mvqkd.storage.location import open_location

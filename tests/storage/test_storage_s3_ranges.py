@@ -110,6 +110,12 @@ def test_names_with_unusual_characters(place):
                                            "a+b&c=d;e", "~x", "a:b"])  # fmt: skip
 
 
+def test_a_name_that_no_object_has_is_missing(place):
+    for read in (place.read_bytes, place.size, place.open):
+        with pytest.raises(ObjectMissingError, match="no object can have this name"):
+            read("\ud800")
+
+
 def test_a_file_is_read_in_pieces(place, s3_environment):
     data = np.random.default_rng(0).bytes(5 << 20)
     packed = gzip.compress(data, 1)
@@ -156,6 +162,11 @@ def test_columns_and_summaries_fetch_a_small_part(place, s3_environment, contrac
         wire.reset()
         assert near.read_shard("s").equals(table.read_shard("s"))
         assert wire.requests == 1, "a whole read is one GET"
+        table.write_shard("small", make_rows(2))
+        wire.reset()
+        assert near.read_shard("small", columns=["cut_id"]).num_rows == near.summary_of("small").rows == 2
+        assert wire.requests == 2, "a file shorter than the first read comes with it"
+        table.location.remove("small.parquet")
         wire.reset()
         assert inspect_table(wire.location).rows == 1000
         assert wire.received < 30_000

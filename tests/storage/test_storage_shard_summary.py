@@ -14,7 +14,7 @@ from mvqkd.storage import local_store
 from mvqkd.storage.errors import TableError
 from mvqkd.storage.failures import Failure, write_failures
 from mvqkd.storage.location import open_location
-from mvqkd.storage.parquet import CONTRACT_KEY, to_parquet
+from mvqkd.storage.parquet import CONTRACT_KEY, TAIL_BYTES, to_parquet
 from mvqkd.storage.shard_summary import SUMMARY_KEY, ShardSummary, SummaryTotal
 from mvqkd.storage.summary import inspect_table, object_sizes, summarize
 from mvqkd.storage.table import IndexTable
@@ -162,6 +162,14 @@ def test_a_summary_takes_little_of_the_file(table, make_rows):
         as_before(table, name)
         grown = size - table.location.size(f"{name}.parquet")
         assert grown < 500 + 0.0101 * count * 134 * 8
+
+
+def test_a_footer_longer_than_the_first_read(tmp_path, contract, make_rows):
+    wide = IndexTable.create(open_location(str(tmp_path / "wide")), replace(contract, num_codebooks=64))
+    written = wide.write_shard("s", make_rows(300, num_codebooks=64))
+    assert footer_keys(wide, "s") > {"counts"}
+    assert pq.read_metadata(wide.location.full_path("s.parquet")).serialized_size > TAIL_BYTES
+    assert wide.summary_of("s") == written.summary and wide.verify() == 300
 
 
 def test_a_file_that_another_program_wrote_again_is_counted_anew(filled, tmp_path):

@@ -102,3 +102,13 @@ def test_bytes_of_any_url(tmp_path):
         with pytest.raises(StorageError, match=r"it cannot be read") as caught:
             read_url(url)
         assert type(caught.value) is StorageError
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "a\0b", "~nobody-of-this-name/a", "/", "s3://bucket/a/", "s3://bucket/a/../b", "/data/\ud800.wav"],
+)
+def test_names_that_no_file_has_are_missing_files(url):
+    """So that one bad name in a manifest costs its utterance, and not the shard."""
+    with pytest.raises(ObjectMissingError, match=r"names no file|no file can have this name"):
+        read_url(url)
