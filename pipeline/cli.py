@@ -3,6 +3,7 @@
 
 import io
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -259,7 +260,7 @@ def _finish(
         print("mvqkd: interrupted; the same command goes on where it stopped", file=sys.stderr)
         raise typer.Exit(130) from error
     if as_json:
-        print(json.dumps(result), flush=True)
+        print(json.dumps(_of_json(result), allow_nan=False), flush=True)
     elif show is not None:
         show(result)
     else:
@@ -272,6 +273,15 @@ def _message(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}; check the path and its permissions"
     return str(error) or type(error).__name__
+
+
+def _of_json(value: Any) -> Any:
+    """The value with null for what JSON has no number for: NaN and infinity, which other readers refuse."""
+    if isinstance(value, dict):
+        return {key: _of_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_of_json(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _print_result(result: dict[str, Any], prefix: str = "") -> None:

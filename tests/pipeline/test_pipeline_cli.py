@@ -175,6 +175,15 @@ def test_an_unknown_student(tree: dict[str, Any], tmp_path: Path, command: str) 
     assert "no student 'mvkqd'; there are baseline, mvqkd" in result.stderr
 
 
+def test_figures_that_json_has_no_number_for(
+    tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = {"rrl": float("nan"), "all": [1.5, float("inf")], "pairs": {"a": (2, float("-inf"))}}
+    monkeypatch.setattr(stages, "fit_stage", lambda _: figures)
+    result = invoke("fit", write_run_file(tree, tmp_path), "--json")
+    assert result.stdout == '{"rrl": null, "all": [1.5, null], "pairs": {"a": [2, null]}}\n'
+
+
 def test_the_version() -> None:
     result = invoke("--version")
     assert (result.exit_code, result.stdout) == (0, f"mvqkd {__version__}\n")
