@@ -2,7 +2,6 @@
 `mvqkd inspect TABLE`."""
 
 import io
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import typer
 
 from mvqkd import __version__
 from mvqkd.pipeline.errors import PoolError, StageError
+from mvqkd.pipeline.show.result import json_line, print_figures
 
 if TYPE_CHECKING:
     from mvqkd.pipeline.run_folder import Run
@@ -259,11 +259,11 @@ def _finish(
         print("mvqkd: interrupted; the same command goes on where it stopped", file=sys.stderr)
         raise typer.Exit(130) from error
     if as_json:
-        print(json.dumps(result), flush=True)
+        print(json_line(result), flush=True)
     elif show is not None:
         show(result)
     else:
-        _print_result(result)
+        print_figures(result)
     return result
 
 
@@ -272,15 +272,3 @@ def _message(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}; check the path and its permissions"
     return str(error) or type(error).__name__
-
-
-def _print_result(result: dict[str, Any], prefix: str = "") -> None:
-    for key, value in result.items():
-        if isinstance(value, dict) and len(value) > 24:
-            print(f"{prefix}{key}: {len(value)} values, see --json")
-        elif isinstance(value, dict):
-            _print_result(value, f"{prefix}{key}.")
-        elif isinstance(value, list) and len(value) > 8:
-            print(f"{prefix}{key}: {len(value)} values, see --json")
-        else:
-            print(f"{prefix}{key}: {value:.6g}" if isinstance(value, float) else f"{prefix}{key}: {value}")

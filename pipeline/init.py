@@ -1,7 +1,9 @@
 """`mvqkd init`: a commented run file for a corpus and a teacher, with what can be seen of both."""
 
+import gzip
 import json
 import re
+import zlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +119,23 @@ def _manifest(where: str) -> FoundCorpus:
     if not location.exists(name):
         raise ConfigError(f"{location.full_url(name)}: no such manifest; check the path")
     note = "one manifest of cuts; paths of its audio that are relative are taken as below root"
-    return FoundCorpus(format="cuts", root=location.url, train=name, test=None, note=note)
+    root = _root_of_audio(Path(location.url), name) if location.is_local else None
+    train = name if root is None else str(Path(location.url) / name)
+    return FoundCorpus(format="cuts", root=root or location.url, train=train, test=None, note=note)
+
+
+def _root_of_audio(folder: Path, name: str) -> str | None:
+    """Where the relative paths of a manifest's audio begin, if that is not the manifest's own folder."""
+    opened = gzip.open if name.endswith(".gz") else open
+    try:
+        with opened(folder / name, "rt", encoding="utf-8") as file:
+            source = json.loads(file.readline())["recording"]["sources"][0]["source"]
+        first = Path(source)
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, IndexError, TypeError):
+        return None  # `mvqkd plan` names the line and what is wrong with it
+    if first.is_absolute() or "://" in source or (folder / first).exists():
+        return None
+    return next((str(root) for root in (folder.parent, Path.cwd()) if (root / first).exists()), None)
 
 
 def _shar_parts(folder: Path) -> list[str]:

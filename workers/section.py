@@ -38,15 +38,17 @@ def speed_only_keys(section: type[BaseModel]) -> set[str]:
 
 
 def identity_of(section: Any) -> dict[str, Any]:
-    """What of a section (or of a plain dataclass) decides the result: all but its `SPEED_ONLY` keys, as JSON values.
+    """What of a section decides the result: all but its `SPEED_ONLY` keys, as JSON values.
 
-    Two runs whose identities are equal make the same thing, so one may use what the other made.
+    Two runs whose identities are equal make the same thing, so one may use what the other made. A plain dataclass that
+    is used as a section says it by its own `to_dict`, if it has one.
     """
     if isinstance(section, BaseModel):
         return section.model_dump(exclude=speed_only_keys(type(section)))
     assert is_dataclass(section)
     assert not isinstance(section, type)
-    return asdict(section)
+    content: dict[str, Any] = section.to_dict() if hasattr(section, "to_dict") else asdict(section)
+    return content
 
 
 def _expanded(path: str) -> str:

@@ -99,6 +99,30 @@ def test_a_cut_manifest(tmp_path: Path, teacher_path: Path, name: str) -> None:
     assert json.loads(result.stdout.splitlines()[-1])["train_cuts"] == 4
 
 
+@pytest.mark.parametrize("where", ["beside", "above", "here", "nowhere"])
+def test_the_root_of_relative_audio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    folder, here = tmp_path / "a" / "manifests", tmp_path / "here"
+    places = {"beside": folder, "above": tmp_path / "a", "here": here, "nowhere": tmp_path / "other"}
+    for place in places.values():
+        place.mkdir(parents=True, exist_ok=True)
+    (places[where] / "audio").mkdir()
+    (places[where] / "audio" / "0.flac").write_bytes(b"")
+    CutSet.from_cuts([cut(0)]).to_file(folder / "cuts.jsonl.gz")
+    monkeypatch.chdir(here)
+    found = find_corpus(str(folder / "cuts.jsonl.gz"))
+    if where in ("above", "here"):
+        assert (found.root, found.train) == (str(places[where]), str(folder / "cuts.jsonl.gz"))
+    else:
+        assert (found.root, found.train) == (str(folder), "cuts.jsonl.gz")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"recording": {"sources": []}}'])
+@pytest.mark.parametrize("name", ["cuts.jsonl", "cuts.jsonl.gz"])
+def test_a_manifest_that_cannot_be_read_is_left_to_plan(tmp_path: Path, content: bytes, name: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert find_corpus(str(tmp_path / name)).train == name
+
+
 def test_shar_folders(tmp_path: Path) -> None:
     for part in ("dev", "train"):
         (tmp_path / "shar" / part).mkdir(parents=True)

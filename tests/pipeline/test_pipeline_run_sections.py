@@ -174,7 +174,7 @@ def test_what_only_changes_the_speed_is_no_part_of_the_identity() -> None:
     for section in ("distill", "teacher", "extract"):
         assert identity_of(getattr(slow, section)) == identity_of(getattr(fast, section))
     assert identity_of(slow.distill) != identity_of(of("", "distill.lr=0.5").distill)
-    assert identity_of(slow.student) == asdict(StudentConfig())
+    assert identity_of(slow.student)["num_layers"] == StudentConfig().num_layers
     assert "lr" in identity_of(slow.distill)
     assert identity_of(slow.extract) == {"shard_hours": 5.0, "max_unreadable": 0.2}
 

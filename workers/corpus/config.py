@@ -1,4 +1,4 @@
-"""Where the corpus is and which of it is used: data alone, so that a run file is read quickly."""
+"""The `corpus` section of the run file."""
 
 from typing import Annotated, Literal, Self
 
@@ -12,9 +12,9 @@ class CorpusConfig(Section):
 
     `folder`: `root/transcripts.tsv` (header: id, split, speaker, text) and `root/audio/<split>/<id>.<ext>`;
     `train` and `test` name splits. `cuts`: `train` and `test` are Lhotse cut manifests (.jsonl, .jsonl.gz).
-    `shar`: `train` and `test` are Lhotse Shar folders. Paths may be local or `s3://`; relative ones, those of
-    the audio inside a manifest too, are under `root`. `channel` chooses one channel of audio that has
-    several. `allow_upsampling` accepts audio below the teacher's sampling rate.
+    `shar`: `train` and `test` are Lhotse Shar folders. Paths may be local or `s3://`, and `~` is the home
+    folder; relative ones, those of the audio inside a manifest too, are under `root`. `channel` chooses one
+    channel of audio that has several. `allow_upsampling` accepts audio below the teacher's sampling rate.
     """
 
     format: Literal["folder", "cuts", "shar"] = "folder"
