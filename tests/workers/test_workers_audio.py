@@ -13,12 +13,13 @@ import soundfile
 import torch
 from lhotse import MonoCut
 from lhotse.audio import AudioSource
+from lhotse.augmentation import get_or_create_resampler
 from s3_server import S3Server
 from workers_fakes import cut_of, sound, write_sound
 
 from mvqkd.storage.errors import StorageError
 from mvqkd.workers.audio import AudioLoader
-from mvqkd.workers.cuts import UtteranceError
+from mvqkd.workers.cuts import UtteranceError, cut_from_json, cut_to_json
 
 load = AudioLoader(16_000)
 
@@ -188,3 +189,99 @@ def test_audio_in_s3(tmp_path: Path, s3_environment: S3Server, monkeypatch: pyte
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(StorageError, match="refused the credentials"):
         AudioLoader(16_000, s3=options)(cut)
+
+
+def test_relative_paths_lie_under_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut = cut_of(write_sound(tmp_path / "audio/a.wav", 0.5))
+    expected = load(cut)
+    cut.recording.sources = [AudioSource("file", [0], "audio/a.wav")]
+    for root in (str(tmp_path), f"{tmp_path}/"):
+        assert AudioLoader(16_000, root=root)(cut).equal(expected)
+    monkeypatch.setenv("HOME", str(tmp_path.parent))
+    assert AudioLoader(16_000, root=f"~/{tmp_path.name}")(cut).equal(expected)
+    with pytest.raises(
+        UtteranceError, match=r"a: audio/a.wav: a path relative to the corpus; set corpus.root"
+    ):
+        load(cut)
+    # What is not under the root says itself where it is.
+    cut.recording.sources = [AudioSource("file", [0], str(tmp_path / "audio/a.wav"))]
+    assert AudioLoader(16_000, root="/elsewhere")(cut).equal(expected)
+
+
+def test_impulse_responses_lie_under_the_root_too(tmp_path: Path) -> None:
+    (cut, response) = (cut_of(write_sound(tmp_path / f"{name}.wav", 0.5)) for name in "ab")
+    cut = cut.reverb_rir(response.recording)
+    expected = load(cut)
+    line = cut_to_json(cut, root=str(tmp_path))
+    assert str(tmp_path) not in line
+    assert AudioLoader(16_000, root=str(tmp_path))(cut_from_json(line)).equal(expected)
+    (tmp_path / "b.wav").unlink()
+    with pytest.raises(UtteranceError, match=r"a_rvb: .*/b.wav: no such audio file"):
+        AudioLoader(16_000, root=str(tmp_path))(cut_from_json(line))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ImportError("no library"), AttributeError("x"), KeyError("x"), TypeError("x"), ZeroDivisionError("x")],
+)
+def test_whatever_a_transform_raises_is_the_utterances(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    cut = cut_of(write_sound(tmp_path / "a.wav", 0.5)).perturb_volume(2.0)
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("lhotse.augmentation.Volume.__call__", fail)
+    with pytest.raises(
+        UtteranceError, match=r"a_vp2.0: .*a.wav: the audio cannot be read .*write either again"
+    ):
+        load(cut)
+
+
+def test_memory_is_not_the_utterances(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut = cut_of(write_sound(tmp_path / "a.wav", 0.5)).perturb_volume(2.0)
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("lhotse.augmentation.Volume.__call__", fail)
+    with pytest.raises(MemoryError):
+        load(cut)
+
+
+def test_codecs_run_at_the_rate_of_the_recording(tmp_path: Path) -> None:
+    """Lhotse gives a transform the rate that is asked for, so that teacher and student would hear two codecs."""
+    path = tmp_path / "a.wav"
+    soundfile.write(path, sound("a", 0.5, rate=24_000), 24_000)
+    cut = cut_of(path).compress("opus", compression_level=0.99)
+    own = torch.from_numpy(cut.load_audio())
+    for rate in (8_000, 16_000):
+        expected = get_or_create_resampler(24_000, rate)(own)[0]
+        waveform = AudioLoader(rate)(cut)
+        assert waveform.numel() == rate // 2
+        np.testing.assert_allclose(waveform.numpy(), expected[: rate // 2].numpy(), atol=1e-6)
+
+
+def test_sphere_files_need_no_sph2pipe(tmp_path: Path) -> None:
+    for name in ("a.sph", "a.SPH"):
+        soundfile.write(tmp_path / name, sound("a", 0.5), 16_000, format="NIST", subtype="ULAW")
+        waveform_T = load(cut_of(tmp_path / name, start=0.1, duration=0.2))
+        np.testing.assert_allclose(waveform_T.numpy(), sound("a", 0.5)[1600:4800], atol=0.02)
+
+
+def test_channels_that_nobody_can_tell_apart(tmp_path: Path) -> None:
+    """Lhotse takes the first channel of a stereo file for the only one that the manifest names."""
+    cut = cut_of(write_sound(tmp_path / "a.wav", 0.5, channels=2))
+    cut.recording.sources = [AudioSource("file", [1], str(tmp_path / "a.wav"))]
+    cut.channel, cut.recording.channel_ids = 1, [1]
+    with pytest.raises(UtteranceError, match=r"a: .*a.wav: has 2 channels, but its manifest names \[1\]"):
+        load(cut)
+    cut.recording.sources = [AudioSource("file", [0, 1], str(tmp_path / "a.wav"))]
+    cut.recording.channel_ids = [0, 1]
+    np.testing.assert_allclose(load(cut).numpy(), sound("a", 0.5), atol=2**-14)
+    mono = cut_of(write_sound(tmp_path / "b.wav", 0.5))
+    mono.recording.sources = [AudioSource("file", [0, 1], str(tmp_path / "b.wav"))]
+    mono.channel, mono.recording.channel_ids = 1, [0, 1]
+    with pytest.raises(UtteranceError, match=r"b: .*b.wav: the audio cannot be read as its manifest says"):
+        load(mono)

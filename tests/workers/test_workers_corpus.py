@@ -1,17 +1,12 @@
-"""Folder corpora and manifests: what is read, what is refused, and with which words."""
+"""Corpora of manifests: what is read, what is refused, and with which words."""
 
-import errno
 import gzip
-import io
 import json
 from itertools import islice
 from pathlib import Path
 
 import fsspec
-import numpy as np
 import pytest
-import soundfile
-from botocore.exceptions import EndpointConnectionError
 from lhotse import CutSet, MonoCut, Recording
 from lhotse.audio import AudioSource
 from lhotse.cut import MultiCut
@@ -19,18 +14,11 @@ from pydantic import ValidationError
 from s3_server import S3Server
 from workers_fakes import cut_of, make_cuts, write_manifest, write_sound
 
-from mvqkd.storage.errors import StorageError
 from mvqkd.workers.audio import AudioLoader
 from mvqkd.workers.corpus.corpus import Corpus, CorpusConfig, CorpusError
 from mvqkd.workers.cuts import Refused
 
 HEADER = "id\tsplit\tspeaker\ttext\n"
-
-
-def folder_corpus(root: Path, lines: str, **settings: object) -> Corpus:
-    root.mkdir(parents=True, exist_ok=True)
-    (root / "transcripts.tsv").write_text(lines, encoding="utf-8")
-    return Corpus(CorpusConfig(format="folder", root=str(root), **settings), sample_rate_hz=16_000)
 
 
 def manifest_corpus(path: Path, **settings: object) -> Corpus:
@@ -40,141 +28,6 @@ def manifest_corpus(path: Path, **settings: object) -> Corpus:
 def only(corpus: Corpus) -> MonoCut | Refused:
     (cut,) = corpus.cuts("train")
     return cut
-
-
-def test_folder(tmp_path: Path) -> None:
-    write_sound(tmp_path / "audio/train/one.wav", 0.5)
-    write_sound(tmp_path / "audio/train/two.flac", 0.25)
-    write_sound(tmp_path / "audio/test/three.wav", 0.3)
-    lines = HEADER + "one\ttrain\tann\tA CAT\n\nthree\ttest\tbob\tÉTÉ\ntwo\ttrain\t\tA DOG\r\n"
-    corpus = folder_corpus(tmp_path, lines)
-    one, two = corpus.cuts("train")
-    (three,) = corpus.cuts("test")
-    assert isinstance(one, MonoCut) and isinstance(two, MonoCut) and isinstance(three, MonoCut)
-    assert [one.id, two.id, three.id] == ["one", "two", "three"]
-    assert (one.duration, two.duration) == (0.5, 0.25)
-    assert one.supervisions[0].speaker == "ann" and one.supervisions[0].text == "A CAT"
-    assert two.supervisions[0].speaker is None and two.supervisions[0].text == "A DOG"
-    assert three.supervisions[0].text == "ÉTÉ"
-    assert AudioLoader(16_000)(two).shape == (4000,)
-
-
-@pytest.mark.parametrize(
-    ("lines", "message"),
-    [
-        (
-            "id\ttext\n",
-            r"transcripts.tsv: the first line must be the header id, split, speaker, text .* id, text",
-        ),
-        ("", "the first line must be the header"),
-        (HEADER + "one\ttrain\tann\n", r"transcripts.tsv:2: 3 fields instead of 4.*correct the line"),
-        (HEADER + "one\tdev\tann\tA CAT\n", "no split 'train', it has dev; set corpus.train"),
-        (HEADER, "no split 'train', it has none"),
-    ],
-)
-def test_bad_transcripts(tmp_path: Path, lines: str, message: str) -> None:
-    with pytest.raises(CorpusError, match=message):
-        list(folder_corpus(tmp_path, lines).cuts("train"))
-
-
-def test_missing_transcripts(tmp_path: Path) -> None:
-    corpus = Corpus(CorpusConfig(format="folder", root=str(tmp_path)), sample_rate_hz=16_000)
-    with pytest.raises(CorpusError, match=r"transcripts.tsv: no such file; see corpus.root"):
-        list(corpus.cuts("train"))
-
-
-def test_transcripts_of_another_encoding(tmp_path: Path) -> None:
-    (tmp_path / "transcripts.tsv").write_bytes(HEADER.encode() + "one\ttrain\tann\tÉTÉ\n".encode("latin-1"))
-    with pytest.raises(CorpusError, match=r"transcripts.tsv:\d: cannot be read .*write it again"):
-        list(Corpus(CorpusConfig(format="folder", root=str(tmp_path)), sample_rate_hz=16_000).cuts("train"))
-
-
-def test_bad_audio_is_refused_and_the_rest_goes_on(tmp_path: Path) -> None:
-    audio = tmp_path / "audio/train"
-    write_sound(audio / "good.wav")
-    (audio / "corrupt.flac").write_bytes(b"fLaC and then nothing of use")
-    soundfile.write(audio / "empty.wav", np.zeros(0, dtype=np.float32), 16_000)
-    names = ("missing", "corrupt", "empty", "good")
-    lines = HEADER + "".join(f"{name}\ttrain\tann\tA CAT\n" for name in names)
-    missing, corrupt, empty, good = folder_corpus(tmp_path, lines).cuts("train")
-    assert isinstance(missing, Refused) and missing.cut_id == "missing"
-    assert "no audio file" in missing.reason and f"{audio}/missing" in missing.reason
-    assert "add the file or remove the line" in missing.reason
-    assert isinstance(corrupt, Refused) and str(audio / "corrupt.flac") in corrupt.reason
-    assert "cannot be read" in corrupt.reason and "write it again" in corrupt.reason
-    assert isinstance(empty, Refused) and "empty.wav: the audio has no samples; remove it" in empty.reason
-    assert isinstance(good, MonoCut)
-
-
-class Failing(io.FileIO):
-    """A file of a store that breaks off: nothing is read beyond `good` bytes."""
-
-    good, trouble = 0, OSError(errno.EIO, "the store broke off")
-
-    def read(self, size: int | None = -1) -> bytes:
-        if self.tell() >= self.good:
-            raise self.trouble
-        return super().read(size)
-
-
-@pytest.mark.parametrize("good", [0, 20])
-@pytest.mark.parametrize(
-    "trouble",
-    [
-        OSError(errno.EIO, "the store broke off"),
-        StorageError("s3://bucket", "the store broke off", "try again"),
-        EndpointConnectionError(endpoint_url="the store broke off"),
-    ],
-)
-def test_trouble_of_the_store_is_not_the_utterances(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, good: int, trouble: Exception
-) -> None:
-    write_sound(tmp_path / "audio/train/one.wav", 0.5)
-    corpus = folder_corpus(tmp_path, HEADER + "one\ttrain\tann\tA CAT\n")
-
-    def open_failing(url: str, options: object) -> Failing:
-        file = Failing(url)
-        file.good, file.trouble = good, trouble
-        return file
-
-    monkeypatch.setattr("mvqkd.workers.corpus.folder.open_binary", open_failing)
-    with pytest.raises(type(trouble), match="the store broke off"):
-        only(corpus)
-
-
-def test_file_that_vanished_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_sound(tmp_path / "audio/train/one.wav", 0.5)
-    corpus = folder_corpus(tmp_path, HEADER + "one\ttrain\tann\tA CAT\n")
-    monkeypatch.setattr(Failing, "trouble", FileNotFoundError("gone"))
-    monkeypatch.setattr("mvqkd.workers.corpus.folder.open_binary", lambda url, options: Failing(url))
-    refused = only(corpus)
-    assert isinstance(refused, Refused) and "one.wav: the audio cannot be read (gone)" in refused.reason
-
-
-def test_low_sampling_rate(tmp_path: Path) -> None:
-    write_sound(tmp_path / "audio/train/phone.wav", 0.5, rate=8000)
-    lines = HEADER + "phone\ttrain\tann\tA CAT\n"
-    refused = only(folder_corpus(tmp_path, lines))
-    assert isinstance(refused, Refused)
-    assert "8000 Hz" in refused.reason and "corpus.allow_upsampling" in refused.reason
-    cut = only(folder_corpus(tmp_path, lines, allow_upsampling=True))
-    assert isinstance(cut, MonoCut)
-    assert AudioLoader(16_000)(cut).shape == (8000,)
-
-
-def test_stereo(tmp_path: Path) -> None:
-    path = write_sound(tmp_path / "audio/train/two.wav", 0.5, channels=2)
-    lines = HEADER + "two\ttrain\tann\tA CAT\n"
-    refused = only(folder_corpus(tmp_path, lines))
-    assert isinstance(refused, Refused)
-    assert "2 channels [0, 1]; choose one with corpus.channel" in refused.reason
-    cut = only(folder_corpus(tmp_path, lines, channel=1))
-    assert isinstance(cut, MonoCut)
-    assert (cut.id, cut.channel, cut.supervisions[0].text) == ("two", 1, "A CAT")
-    data, _ = soundfile.read(path, dtype="float32")
-    np.testing.assert_array_equal(AudioLoader(16_000)(cut).numpy(), data[:, 1])
-    refused = only(folder_corpus(tmp_path, lines, channel=5))
-    assert isinstance(refused, Refused) and "not corpus.channel 5" in refused.reason
 
 
 def test_durations(tmp_path: Path) -> None:

@@ -65,6 +65,10 @@ def check_recording(recording: Any) -> None:
     transforms = recording.get("transforms", [])
     if type(transforms) is not list:
         raise FieldError("recording.transforms", transforms, "a list")
+    for number, transform in enumerate(transforms):
+        known = type(transform) is dict and type(transform.get("name")) is str
+        if not known or type(transform.get("kwargs")) is not dict:
+            raise FieldError(f"recording.transforms[{number}]", transform, "a transform with name and kwargs")
 
 
 def check_text(line: str, data: Any) -> None:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from lhotse import Recording
 from lhotse.cut import Cut, MonoCut, MultiCut
 
 from mvqkd.workers.corpus.fields import check_cut, check_text
@@ -76,9 +77,12 @@ def _deserialized(data: dict[str, Any], where: str) -> Cut | Refused:
     cut_id, custom = data["id"], data.get("custom")
     if data.get("recording", 0) is None:
         del data["recording"]
+    transforms = json.dumps(data.get("recording", {}).get("transforms", []))
     kind = MultiCut if data.pop("type") == "MultiCut" else MonoCut
     try:
         cut = kind.from_dict(data)
+        if transforms != "[]":
+            _check_transforms(json.loads(transforms), cut.recording)
         if custom or data.get("features") is not None:
             # These may hold manifests, which Lhotse does not always read back as it writes them.
             cut_from_json(cut_to_json(cut))
@@ -90,6 +94,21 @@ def _deserialized(data: dict[str, Any], where: str) -> Cut | Refused:
             reason=f"{where}: not a cut that Lhotse reads ({type(error).__name__}: {error}); {_WRITE_AGAIN}",
         )
     return cut
+
+
+def _check_transforms(given: list[dict[str, Any]], recording: Recording) -> None:
+    """Lhotse drops all transforms of a recording, and says nothing, when one of them lacks a field."""
+
+    def names(transforms: list[dict[str, Any]]) -> list[Any]:
+        found: list[Any] = []
+        for transform in transforms:
+            response = transform["kwargs"].get("rir")
+            inner = response.get("recording", response) if isinstance(response, dict) else {}
+            found.append((transform["name"], names(inner.get("transforms") or [])))
+        return found
+
+    if names(given) != names(recording.to_dict().get("transforms", [])):
+        raise ValueError("a field of one of the recording's transforms is missing")
 
 
 def _refused(data: Mapping[str, Any], where: str, problem: str) -> Refused:
