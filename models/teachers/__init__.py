@@ -11,6 +11,7 @@ from mvqkd.models.teachers.base import (
     UtteranceTooShortError,
     WaveformError,
 )
+from mvqkd.models.teachers.preprocessor import read_sample_rate_hz, sample_rate_hz_from
 
 if TYPE_CHECKING:
     from mvqkd.models.teachers.loading import load_teacher
@@ -24,6 +25,8 @@ __all__ = [
     "UtteranceTooShortError",
     "WaveformError",
     "load_teacher",
+    "read_sample_rate_hz",
+    "sample_rate_hz_from",
 ]
 
 
