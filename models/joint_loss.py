@@ -26,7 +26,8 @@ class JointCodebookLoss(nn.Module):
         codebook_size: entries per codebook.
         reduction: "sum", "mean" (over codes that count) or "none" (one value per code, flattened, as in
             the reference).
-        ignore_index: codes of this value do not count; a frame's codes should all be ignored or none.
+        ignore_index: codes of this value do not count, and codes after them are predicted without them. (In the
+            reference those are predicted as if code 0 stood there; it wants a frame's codes all ignored or none.)
         is_joint: False for the independent mode.
         checkpoint: keep less for the backward pass and compute the forward pass twice.
 
@@ -127,10 +128,12 @@ class JointCodebookLoss(nn.Module):
         sums_NTH = self.linear1(predictor_TC).unsqueeze(0)
         if self.num_codebooks > 1:
             first = torch.arange(self.num_codebooks - 1, device=codes_TN.device) * self.codebook_size
-            # An ignored code needs some embedding; its frame does not count.
             rows_TN = codes_TN[:, :-1].clamp(min=0) + first
             scale = 0.5 * (self.hidden_channels / self.num_codebooks) ** 0.5
             before_NTH = self.codebook_embedding(rows_TN.t()) * scale
+            # A code that is not known says nothing to those after it: at its ends an utterance may have the codes of
+            # one of two teacher frames alone.
+            before_NTH = before_NTH * (codes_TN[:, :-1] >= 0).t().unsqueeze(2)
             sums_NTH = torch.cat((sums_NTH, before_NTH)).cumsum(dim=0)
         return sums_NTH.relu()
 

@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -81,17 +81,25 @@ def teacher_sample_rate_hz(config: TeacherConfig, *, options: Mapping[str, str])
     """The sampling rate that the teacher takes, without loading it.
 
     Raises:
-        TeacherLoadError: there is no such folder or model, or it does not say.
+        TeacherUnreachableError: it is on the hub, which cannot be asked now.
+        TeacherLoadError: there is no such folder or model, or what it says is no rate.
         StorageError: the `s3://` folder cannot be read.
     """
-    from mvqkd.models.teachers.sample_rate import CONFIG_FILES, read_sample_rate_hz
+    from mvqkd.models.teachers import read_sample_rate_hz, sample_rate_hz_from
 
     if not config.path.startswith("s3://"):
-        return read_sample_rate_hz(config.path, revision=config.revision)
+        return read_sample_rate_hz(config.path, config.revision)
+    from mvqkd.storage.artifacts import read_json
+    from mvqkd.storage.errors import ObjectMissingError
     from mvqkd.storage.location import open_location
 
     location = open_location(config.path, options=options)
-    with tempfile.TemporaryDirectory(prefix="mvqkd-teacher-") as folder:
-        for name in set(CONFIG_FILES) & set(location.list()):
-            (Path(folder) / name).write_bytes(location.read_bytes(name))
-        return read_sample_rate_hz(folder)
+
+    def read(name: str) -> Mapping[str, Any] | None:
+        try:
+            content: Mapping[str, Any] = read_json(location, name)
+        except ObjectMissingError:
+            return None
+        return content
+
+    return sample_rate_hz_from(read, name=config.path)

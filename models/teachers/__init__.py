@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     )
     from mvqkd.models.teachers.errors import TeacherLoadError
     from mvqkd.models.teachers.loading import load_teacher
-    from mvqkd.models.teachers.sample_rate import read_sample_rate_hz
+    from mvqkd.models.teachers.preprocessor import read_sample_rate_hz, sample_rate_hz_from
 
 __all__ = [
     "NonFiniteEmbeddingError",
@@ -26,9 +26,15 @@ __all__ = [
     "WaveformError",
     "load_teacher",
     "read_sample_rate_hz",
+    "sample_rate_hz_from",
 ]
 
-_MODULES = {"TeacherLoadError": "errors", "load_teacher": "loading", "read_sample_rate_hz": "sample_rate"}
+_MODULES = {
+    "TeacherLoadError": "errors",
+    "load_teacher": "loading",
+    "read_sample_rate_hz": "preprocessor",
+    "sample_rate_hz_from": "preprocessor",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,11 @@
-"""What a teacher is: its description, its protocol, its errors, and what all teachers share."""
+"""What a teacher is: its description, its protocol, its errors, and what all teachers share.
+
+Shape suffixes: B utterances, T frames, D embedding dimension.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -98,7 +101,7 @@ class TransformersTeacher(ABC):
     """Checks, precision and error handling around a transformers encoder; subclasses do the computation."""
 
     def __init__(self, *, model: "PreTrainedModel", info: TeacherInfo, device: torch.device) -> None:
-        cast_weights(model, DTYPES[info.dtype])
+        cast_weights(model, DTYPES[info.dtype], convolutions=device.type != "cpu")
         self._model = model.to(device).eval().requires_grad_(False)
         self._device = device
         self._info = info
@@ -183,15 +186,25 @@ class TransformersTeacher(ABC):
         with flags, full_float32_products(), autocast:
             yield
 
+    def _convolutions(self) -> AbstractContextManager[None]:
+        """Around convolutions: on the CPU they are computed in float32, whatever the dtype of the teacher.
 
-def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
+        On CPUs with AMX some shapes come out wrong in bfloat16, without an error: of a grouped convolution with 32
+        channels and 16 taps, as far off as noise (torch 2.14.1; pytorch issue 169688 has another shape).
+        """
+        if self._device.type != "cpu":
+            return nullcontext()
+        return torch.autocast("cpu", enabled=False)
+
+
+def cast_weights(model: nn.Module, dtype: torch.dtype, *, convolutions: bool = True) -> None:
     """Cast the weights of matrix products to ``dtype``, in place; norms and embeddings stay float32.
 
     Under autocast the residual stream then stays float32 too, which large models need: its values outgrow
-    float16.
+    float16. Without ``convolutions`` theirs stay float32 too.
     """
     for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Conv1d):
+        if isinstance(module, nn.Linear) or (convolutions and isinstance(module, nn.Conv1d)):
             module.to(dtype)
 
 

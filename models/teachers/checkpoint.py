@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers.utils import cached_file
 
 from mvqkd.models.teachers.errors import TeacherLoadError
+from mvqkd.models.teachers.preprocessor import local_folder, preprocessor_of, read_json, unreachable
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -42,25 +43,20 @@ def open_checkpoint(path: str, revision: str | None) -> Checkpoint:
     Raises:
         TeacherLoadError: nothing there, no connection, or no safetensors weights.
     """
-    folder = Path(path).expanduser()
-    if "://" in path:
-        raise TeacherLoadError(f"teacher {path!r} is a URL: download it first and give the local folder")
-    if not folder.is_dir() and (folder.is_absolute() or path.startswith(("~", ".")) or path.count("/") > 1):
-        raise TeacherLoadError(f"no teacher folder at {path}: give a folder in transformers format")
-    location = str(folder) if folder.is_dir() else path
-    config_file = _find(location, "config.json", revision)
-    if config_file is None:
+    folder = local_folder(path)
+    location = path if folder is None else str(folder)
+
+    def read(file_name: str) -> Mapping[str, Any] | None:
+        file = _find(location, file_name, revision)
+        return None if file is None else read_json(file)
+
+    config = read("config.json")
+    if config is None:
         raise TeacherLoadError(f"teacher {path} has no config.json: give a folder in transformers format")
-    preprocessor_file = _find(location, "preprocessor_config.json", revision)
-    preprocessor = None if preprocessor_file is None else _read_json(preprocessor_file)
-    if preprocessor is None:
-        # Newer transformers keep the feature extractor's settings inside the processor's.
-        processor_file = _find(location, "processor_config.json", revision)
-        preprocessor = None if processor_file is None else _read_json(processor_file).get("feature_extractor")
     return Checkpoint(
-        name=folder.resolve().name if folder.is_dir() else path,
-        config=_read_json(config_file),
-        preprocessor=preprocessor,
+        name=path if folder is None else folder.resolve().name,
+        config=config,
+        preprocessor=preprocessor_of(read),
         weight_files=_weight_files(path, location, revision),
     )
 
@@ -75,7 +71,7 @@ def _weight_files(path: str, location: str, revision: str | None) -> tuple[Path,
             f"teacher {path} has no {_WEIGHTS}; pickled weights (pytorch_model.bin) are never loaded: convert"
             " them once with transformers' save_pretrained, or give a hub revision that has safetensors"
         )
-    shards = sorted(set(_read_json(index_file)["weight_map"].values()))
+    shards = sorted(set(read_json(index_file)["weight_map"].values()))
     files = [_find(location, shard, revision) for shard in shards]
     missing = [shard for shard, file in zip(shards, files, strict=True) if file is None]
     if missing:
@@ -89,19 +85,8 @@ def _find(location: str, file_name: str, revision: str | None) -> Path | None:
             location, file_name, revision=revision, _raise_exceptions_for_missing_entries=False
         )
     except OSError as error:
-        raise TeacherLoadError(
-            f"{location!r} is no local folder and could not be fetched from the Hugging Face hub"
-            f" ({str(error).splitlines()[0]}). Check the name; on a machine without a connection, fetch it"
-            f" elsewhere with `hf download {location} --local-dir FOLDER` and give FOLDER"
-        ) from error
+        raise unreachable(location, error) from error
     return None if found is None else Path(found)
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise TeacherLoadError(f"{file} is not valid JSON ({error}): download it again") from error
 
 
 def read_weights(checkpoint: Checkpoint, *, anchor: str, names: Iterable[str]) -> dict[str, Tensor]:

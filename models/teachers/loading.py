@@ -32,6 +32,7 @@ from mvqkd.models.teachers.checkpoint import (
     read_weights,
 )
 from mvqkd.models.teachers.errors import TeacherLoadError
+from mvqkd.models.teachers.preprocessor import sample_rate_hz_of
 from mvqkd.models.teachers.waveform import WaveformTeacher, receptive_field
 from mvqkd.models.teachers.whisper import (
     SILENCE_EDGE_FRAMES,
@@ -175,7 +176,7 @@ def _load_waveform(
     settings = _settings(config, layer=layer, dtype=dtype) | {"normalize": normalize}
     digest = _fill(model, checkpoint, settings)
     field, shift = receptive_field(config.conv_kernel, config.conv_stride)
-    sample_rate_hz = int((preprocessor or {}).get("sampling_rate", 16_000))
+    sample_rate_hz = sample_rate_hz_of(preprocessor, architecture=architecture, name=checkpoint.name)
     info = TeacherInfo(
         name=checkpoint.name,
         architecture=architecture,
@@ -210,6 +211,7 @@ def _load_whisper(
             "normalize is for teachers that read the waveform; Whisper normalizes its spectrogram"
         )
     preprocessor = dict(checkpoint.preprocessor or {})
+    sample_rate_hz_of(preprocessor, architecture="whisper", name=checkpoint.name)
     extractor = WhisperFeatureExtractor(
         feature_size=config.num_mel_bins,
         **{key: preprocessor[key] for key in ("sampling_rate", "hop_length", "n_fft") if key in preprocessor},

@@ -1,4 +1,7 @@
-"""HuBERT, WavLM, wav2vec2 and data2vec-audio: teachers that read the waveform itself."""
+"""HuBERT, WavLM, wav2vec2 and data2vec-audio: teachers that read the waveform itself.
+
+Shape suffixes: B utterances, C channels of the convolutions, T frames, D channels.
+"""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -81,15 +84,19 @@ class WaveformTeacher(TransformersTeacher):
             # As transformers' feature extractor does, its epsilon included.
             variance, mean = torch.var_mean(waveform, correction=0)
             waveform = (waveform - mean) / torch.sqrt(variance + 1e-7)
-        features_1CT = self._model.feature_extractor(waveform[None])
+        with self._convolutions():
+            features_1CT = self._model.feature_extractor(waveform[None])
         projected = self._model.feature_projection(features_1CT.transpose(1, 2))
         # Some of the models return the normalized features beside the projected ones.
         return projected[0] if isinstance(projected, Tensor) else projected[0][0]
 
     def _position_embeddings(self, x_BTD: Tensor, keep_BT: Tensor | None) -> Tensor:
         x_BDT = x_BTD.transpose(1, 2)
+        if self._device.type == "cpu" and x_BDT.dtype == torch.bfloat16:
+            x_BDT = x_BDT.float()  # as the convolutions' weights are
         for stage in self._position_stages:
-            x_BDT = stage(x_BDT)
+            with self._convolutions():
+                x_BDT = stage(x_BDT)
             if keep_BT is not None:
                 x_BDT = x_BDT.masked_fill(~keep_BT[:, None, :], 0.0)
         return x_BDT.transpose(1, 2)

@@ -1,4 +1,7 @@
-"""The Whisper encoder as a teacher, with 30-second windows or windows as short as the utterance."""
+"""The Whisper encoder as a teacher, with 30-second windows or windows as short as the utterance.
+
+Shape suffixes: B utterances, T frames, D channels, M mel bins, F frequencies of the spectrum.
+"""
 
 from typing import TYPE_CHECKING, Literal
 
@@ -115,8 +118,9 @@ class WhisperTeacher(TransformersTeacher):
         # 30-second window, not the convolutions' zero padding.
         with torch.autocast(waveform.device.type, enabled=False):
             mel_MT = self._log_mel(waveform, 2 * min(window_frames, kept_frames + 1))
-        x_1DT = nn.functional.gelu(model.conv1(mel_MT[None]))
-        x_TD = nn.functional.gelu(model.conv2(x_1DT))[0].T[:kept_frames]
+        with self._convolutions():
+            x_1DT = nn.functional.gelu(model.conv1(mel_MT[None]))
+            x_TD = nn.functional.gelu(model.conv2(x_1DT))[0].T[:kept_frames]
 
         starts = range(kept_frames, window_frames, SILENCE_STRETCH_FRAMES)
         counts = [min(SILENCE_STRETCH_FRAMES, window_frames - start) for start in starts]

@@ -3,13 +3,14 @@
 import math
 from typing import Any
 
-from mvqkd.models.teachers.sample_rate import USUAL_RATE_HZ, TeacherUnreachableError
+from mvqkd.models.teachers.errors import TeacherUnreachableError
 from mvqkd.pipeline.run_folder import Part, Run
 from mvqkd.pipeline.show.progress import bar, say
 from mvqkd.workers.corpus.files import CorpusError
 from mvqkd.workers.plan import Plan, existing_plan, make_plan
 from mvqkd.workers.teacher import teacher_sample_rate_hz
 
+USUAL_RATE_HZ = 16_000  # of a teacher that cannot be asked
 TEACHER_FRAME_RATE_HZ = 50.0  # of nearly every teacher that is known; the table's contract has the exact one
 
 

@@ -75,6 +75,25 @@ def test_ignored_frames_do_not_count(is_joint):
     torch.testing.assert_close(loss(predictor, codes), loss(predictor[kept], codes[kept]))
 
 
+def test_codes_after_ignored_ones_are_predicted_without_them():
+    """The first frame of an utterance may have the codes of the second of two teacher frames alone."""
+    loss = JointCodebookLoss(**SIZES, reduction="none")
+    predictor, codes = batch(ignored=False)
+    partly = codes.clone()
+    partly[..., :2] = -100
+    found = loss(predictor, partly).view(3, 7, 4)
+    assert (found[..., :2] == 0).all()
+    # Code 2 from the student's output alone, written down.
+    hidden = loss.linear1(predictor).relu()
+    logits = (
+        predictor @ loss.linear2b_weight[2].t() + hidden @ loss.linear2_weight[2].t() + loss.linear2_bias[2]
+    )
+    expected = torch.nn.functional.cross_entropy(
+        logits.view(-1, 16), codes[..., 2].flatten(), reduction="none"
+    )
+    torch.testing.assert_close(found[..., 2].flatten(), expected)
+
+
 def test_code_n_is_predicted_from_earlier_codes_only():
     loss = JointCodebookLoss(**SIZES, reduction="none")
     predictor, codes = batch(ignored=False)

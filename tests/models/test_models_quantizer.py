@@ -77,6 +77,25 @@ def test_nan_and_infinity_are_refused_by_row(bad):
         quantizer.encode(x)
 
 
+@pytest.mark.parametrize("num_codebooks", [1, 4])
+@pytest.mark.parametrize("backend", ["auto", "tensors"])
+def test_numbers_that_would_overflow_are_refused_by_row(num_codebooks, backend):
+    """Finite, but their costs are not: the search would compare infinities and NaN."""
+    quantizer = seeded(16, 16, num_codebooks)
+    with torch.no_grad():
+        quantizer.centers.mul_(100)
+    x = torch.randn(20, 16)
+    codes = quantizer.encode(x, backend=backend)
+    x[3], x[7, 1] = 3e38, -2e37
+    with pytest.raises(ValueError, match=r"in 2 of 20 frames \(rows \[3, 7\]\) are too large .* float32"):
+        quantizer.encode(x, backend=backend)
+    # Large numbers below that are encoded, to the nearest center of all directions.
+    huge = torch.sign(torch.randn(20, 16)) * 1e30
+    exact = copy.deepcopy(quantizer).double().encode(huge.double(), backend=backend)
+    assert (quantizer.encode(huge, backend=backend) == exact).all(dim=1).float().mean() > 0.9
+    assert torch.equal(quantizer.encode(x[:3], backend=backend), codes[:3])
+
+
 def test_wrong_input_is_refused():
     quantizer = seeded(16, 16, 2)
     with pytest.raises(ValueError, match=r"takes floats \(\*, 16\)"):

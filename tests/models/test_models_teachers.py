@@ -1,102 +1,16 @@
-"""Teachers on tiny random models of each architecture: layers, batch independence, refusals."""
-
-import copy
-from pathlib import Path
+"""Teachers on tiny random models of each architecture: layers, precision, refusals."""
 
 import pytest
 import torch
-import transformers
+from models_teachers import LAYERS, VARIANTS, make_model, make_waveforms, wave_extractor
 from torch import Tensor
 
 from mvqkd.models.teachers import (
     NonFiniteEmbeddingError,
-    UtteranceTooLongError,
     UtteranceTooShortError,
     WaveformError,
     load_teacher,
 )
-from mvqkd.models.teachers.base import TransformersTeacher
-
-LAYERS = 3
-SIZES = {
-    "hidden_size": 32,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "conv_dim": [16] * 7,
-    "num_conv_pos_embeddings": 16,
-    "num_conv_pos_embedding_groups": 4,
-    # Larger than usual, so that every part contributes visibly to the embeddings.
-    "initializer_range": 0.2,
-}
-STABLE = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
-VARIANTS = {
-    "hubert-base": ("Hubert", {}),
-    "hubert-large": ("Hubert", STABLE),
-    "hubert-batch-norm": ("Hubert", {"conv_pos_batch_norm": True}),
-    "wavlm-base": ("WavLM", {}),
-    "wavlm-large": ("WavLM", STABLE),
-    "wav2vec2-base": ("Wav2Vec2", {}),
-    "wav2vec2-large": ("Wav2Vec2", STABLE),
-    "data2vec": ("Data2VecAudio", {"num_conv_pos_embeddings": 3, "conv_pos_kernel_size": 6}),
-    "data2vec-odd": ("Data2VecAudio", {"num_conv_pos_embeddings": 3, "conv_pos_kernel_size": 7}),
-}
-WHISPER = {
-    "d_model": 32,
-    "encoder_layers": LAYERS,
-    "encoder_attention_heads": 4,
-    "encoder_ffn_dim": 64,
-    "decoder_layers": 1,
-    "decoder_attention_heads": 4,
-    "decoder_ffn_dim": 64,
-    "vocab_size": 16,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "decoder_start_token_id": 1,
-    "suppress_tokens": None,
-    "begin_suppress_tokens": None,
-    "init_std": 0.2,
-}
-
-
-def make_model(variant: str) -> torch.nn.Module:
-    torch.manual_seed(1)
-    if variant.startswith("whisper"):
-        return transformers.WhisperModel(transformers.WhisperConfig(**WHISPER)).eval()
-    name, changes = VARIANTS[variant]
-    config = getattr(transformers, f"{name}Config")(**(SIZES | changes))
-    model = getattr(transformers, f"{name}Model")(config).eval()
-    for parameter_name, parameter in model.named_parameters():
-        if parameter_name.endswith("bias"):
-            torch.nn.init.normal_(parameter, std=0.2)
-    if variant == "hubert-batch-norm":
-        model.encoder.pos_conv_embed.batch_norm.running_mean.normal_()
-    return model
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folders = {}
-    for variant in [*VARIANTS, "whisper"]:
-        folders[variant] = tmp_path_factory.mktemp("teachers") / variant
-        make_model(variant).save_pretrained(folders[variant])
-        extractor = transformers.WhisperFeatureExtractor() if variant == "whisper" else wave_extractor()
-        extractor.save_pretrained(folders[variant])
-    return folders
-
-
-def wave_extractor() -> transformers.Wav2Vec2FeatureExtractor:
-    return transformers.Wav2Vec2FeatureExtractor(do_normalize=True)
-
-
-def make_waveforms(*lengths: int) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(7)
-    scales = torch.rand(len(lengths), generator=generator) + 0.05
-    return [
-        scale * torch.randn(length, generator=generator) + 0.1
-        for scale, length in zip(scales, lengths, strict=True)
-    ]
 
 
 def reference_states(model: torch.nn.Module, waveform: Tensor) -> list[Tensor]:
@@ -141,50 +55,6 @@ def test_final_layer_norm_is_skipped(folders, variant):
         torch.testing.assert_close(model.encoder.layer_norm(embedding), normed, rtol=1e-4, atol=1e-4)
 
 
-def direct_sum_codes(x_TD: Tensor) -> Tensor:
-    """Codes ``(T, 4)`` of a fixed random direct-sum quantizer with greedy residual search."""
-    generator = torch.Generator().manual_seed(3)
-    codes = []
-    for _ in range(4):
-        centers_KD = torch.randn(256, x_TD.shape[1], generator=generator)
-        code_T = torch.cdist(x_TD, centers_KD).argmin(dim=1)
-        x_TD = x_TD - centers_KD[code_T]
-        codes.append(code_T)
-    return torch.stack(codes, dim=1)
-
-
-def in_double(teacher: TransformersTeacher) -> TransformersTeacher:
-    teacher = copy.deepcopy(teacher)
-    teacher._model.double()
-    if hasattr(teacher, "_log_mel"):
-        teacher._log_mel.double()
-    return teacher
-
-
-@pytest.mark.parametrize("variant", [*VARIANTS, "whisper", "whisper-exact"])
-def test_embedding_does_not_depend_on_the_batch(folders, variant):
-    window = "exact" if variant == "whisper-exact" else "short"
-    teacher = load_teacher(str(folders[variant.removesuffix("-exact")]), whisper_window=window)
-    lengths = (5_000, 16_000) if window == "exact" else (5_000, 400, 16_000, 719, 6_160, 5_001)
-    waveforms = make_waveforms(*lengths)
-    together = teacher.encode(waveforms)
-    for waveform, embedding in zip(waveforms, together, strict=True):
-        alone = teacher.encode([waveform])[0]
-        assert embedding.shape == (teacher.num_frames(len(waveform)), 32)
-        scale = max(1.0, float(alone.abs().max()))
-        assert (embedding - alone).abs().max() / scale < 1e-5
-        assert torch.equal(direct_sum_codes(embedding), direct_sum_codes(alone))
-    for first, again in zip(together, teacher.encode(waveforms), strict=True):
-        assert torch.equal(first, again)
-
-    # In double precision the difference vanishes: what is left above is rounding only.
-    precise = in_double(teacher)
-    doubles = [waveform.double() for waveform in waveforms]
-    with torch.inference_mode():
-        for waveform, embedding in zip(doubles, precise._embed(doubles), strict=True):
-            torch.testing.assert_close(embedding, precise._embed([waveform])[0], rtol=1e-11, atol=1e-11)
-
-
 @pytest.mark.parametrize("variant", ["hubert-base", "hubert-large", "data2vec", "whisper"])
 def test_bfloat16_is_near_float32(folders, variant):
     waveform = make_waveforms(6_000)
@@ -192,6 +62,20 @@ def test_bfloat16_is_near_float32(folders, variant):
     rough = load_teacher(str(folders[variant]), dtype="bfloat16").encode(waveform)[0]
     assert rough.dtype == torch.float32
     assert 0 < (rough - exact).square().sum() / exact.square().sum() < 0.01
+
+
+@pytest.mark.parametrize("variant", ["hubert-base", "hubert-batch-norm", "data2vec", "whisper"])
+def test_convolutions_on_the_cpu_are_float32(folders, variant):
+    """CPUs with AMX compute some of them wrongly in bfloat16: up to a third off, without an error."""
+    teacher = load_teacher(str(folders[variant]), dtype="bfloat16")
+    seen = []
+    for module in teacher._model.modules():
+        if isinstance(module, torch.nn.Conv1d):
+            module.register_forward_hook(lambda module, x, y: seen.append((module.weight.dtype, y.dtype)))
+    teacher.encode(make_waveforms(6_000))
+    assert len(seen) >= 2 and set(seen) == {(torch.float32, torch.float32)}
+    linear = [module for module in teacher._model.modules() if isinstance(module, torch.nn.Linear)]
+    assert {module.weight.dtype for module in linear} == {torch.bfloat16}
 
 
 def test_normalization_follows_the_checkpoint_unless_told(folders):
@@ -266,49 +150,6 @@ def test_non_finite_embeddings_leave_the_others(folders, monkeypatch):
         teacher.encode(waveforms)
     assert caught.value.indexes == (1,)
     assert [x is None for x in caught.value.embeddings] == [False, True, False]
-
-
-@pytest.mark.parametrize("num_samples", [1, 5_000, 479_900])
-def test_whisper_exact_is_transformers(folders, num_samples):
-    waveform = make_waveforms(num_samples)[0]
-    model = make_model("whisper")
-    extractor = transformers.WhisperFeatureExtractor()
-    features = extractor(waveform.numpy(), sampling_rate=16_000, return_tensors="pt").input_features
-    with torch.no_grad():
-        states = model.encoder(features, output_hidden_states=True)
-    for layer in (1, LAYERS):
-        teacher = load_teacher(str(folders["whisper"]), layer=layer, whisper_window="exact")
-        mel = teacher._log_mel(waveform, 3_000)
-        torch.testing.assert_close(mel, features[0], rtol=1e-5, atol=1e-5)
-        embedding = teacher.encode([waveform])[0]
-        if layer == LAYERS:
-            with torch.no_grad():
-                normed = model.encoder.layer_norm(embedding)
-            torch.testing.assert_close(normed, states.last_hidden_state[0, : len(embedding)])
-        else:
-            torch.testing.assert_close(embedding, states.hidden_states[layer][0, : len(embedding)])
-
-
-def test_whisper_short_window_reads_the_same_convolutions(folders):
-    """The frames of the utterance enter the first layer as in the exact window, its last ones included."""
-    short, exact = (load_teacher(str(folders["whisper"]), whisper_window=w) for w in ("short", "exact"))
-    with torch.inference_mode():
-        for num_samples in (1, 5_000, 6_400, 6_401, 479_000, 480_000):
-            waveform = make_waveforms(num_samples)[0]
-            ours, log_counts = short._front_end(waveform)
-            theirs, _ = exact._front_end(waveform)
-            kept = min(1_500, short.num_frames(num_samples) + 4)
-            torch.testing.assert_close(ours[:kept], theirs[:kept], rtol=1e-5, atol=1e-5)
-            assert torch.isclose(log_counts.exp().sum(), torch.tensor(1_500.0))
-            assert len(ours) < kept + 48
-
-
-def test_whisper_refuses_more_than_its_window(folders):
-    teacher = load_teacher(str(folders["whisper"]), layer=1)
-    assert (teacher.info.max_samples, teacher.info.frame_offset_s) == (480_000, 0.0)
-    with pytest.raises(UtteranceTooLongError, match=r"waveform 1 .*30 s") as caught:
-        teacher.encode([torch.zeros(800), torch.zeros(480_001)])
-    assert caught.value.index == 1
 
 
 @pytest.mark.parametrize("precision", ["tf32", "ieee"])

@@ -50,6 +50,8 @@ class SearchTables:
     bias_M: Tensor
     cross_MM: Tensor
     """What two centers cost together; zero where both are of one codebook, since a code never holds both."""
+    largest: float
+    """Magnitude of a frame's numbers up to which no cost can overflow."""
 
     @staticmethod
     def build(
@@ -98,6 +100,8 @@ class SearchTables:
             # The costs are taken at x - offset.
             bias_M = bias_M - logprob_weight * (logits_bias_M + logits_MD @ offset_D)
         linear_DM = linear_MD.t()
+        # A quarter: the offset is taken off a frame, and other costs are added to these.
+        largest = torch.finfo(linear_MD.dtype).max / 4 / (1.0 + float(linear_MD.abs().sum(dim=1).max()))
         return SearchTables(
             num_codebooks=num_codebooks,
             offset_D=offset_D,
@@ -108,6 +112,7 @@ class SearchTables:
                 None if prefix_weights is None else weight_N,
                 num_codebooks,
             ),
+            largest=largest,
         )
 
     def codes(
@@ -123,7 +128,16 @@ class SearchTables:
             effort: how long to search.
             start_BN: int64 codes to start from; the result never costs more than they do. None starts greedily.
             backend: of the search, see `choose.py`.
+
+        Raises:
+            ValueError: a frame is so large that its costs would overflow; the rows are named.
         """
+        if len(x_BD) and not float(torch.linalg.vector_norm(x_BD, torch.inf)) <= self.largest:
+            rows = (~(x_BD.abs() <= self.largest).all(dim=1)).nonzero().squeeze(1).tolist()
+            raise ValueError(
+                f"numbers beyond {self.largest:.3g} in {len(rows)} of {len(x_BD)} frames (rows {rows[:10]}) are too "
+                f"large to be encoded in {str(x_BD.dtype).removeprefix('torch.')}; leave this input out, or scale it"
+            )
         rows = _ROWS_PER_PRODUCT.get(x_BD.device.type, 4096)
         size = len(self.bias_M)
         at_once = rows * max(1, _COSTS_AT_ONCE.get(x_BD.device.type, 2**21) // (rows * size))
