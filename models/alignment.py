@@ -1,4 +1,7 @@
-"""Teacher frames to student frames, by numbers: hop and offset of both, never by guessing."""
+"""Teacher frames to student frames, by numbers: hop and offset of both, never by guessing.
+
+Shape suffixes: S student frames, T teacher frames, N codebooks, K teacher frames per student frame.
+"""
 
 from dataclasses import dataclass
 

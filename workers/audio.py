@@ -1,4 +1,7 @@
-"""Audio of cuts: loading with clear errors."""
+"""Audio of cuts: loading with clear errors.
+
+Shape suffixes: C channels, T samples.
+"""
 
 import io
 from collections.abc import Mapping

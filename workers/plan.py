@@ -7,26 +7,21 @@ relative to it: where the audio lies is not what it is.
 """
 
 import json
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from mvqkd.storage.artifacts import read_json, write_json
-from mvqkd.storage.errors import ArtifactError, ObjectMissingError, StorageError
+from mvqkd.storage.errors import ArtifactError, ObjectMissingError
 from mvqkd.storage.location import Location
-from mvqkd.workers.cuts import Refused, clipped, cut_to_json, text_problem
-from mvqkd.workers.duplicates import CutIds
+from mvqkd.workers.cuts import Refused
 from mvqkd.workers.shard import (
     PlanError,
     Shard,
-    digest_of,
-    read_shard,
     read_shard_cuts,
-    write_shard,
 )
 
 if TYPE_CHECKING:
-    from lhotse import MonoCut
+    pass
 
 VERSION = 2
 _RATE_OF_VERSION_1_HZ = 16_000
@@ -53,45 +48,6 @@ class Plan:
     version: int = VERSION
 
 
-def make_plan(
-    cuts: Iterable["MonoCut | Refused"],
-    location: Location,
-    *,
-    shard_hours: float,
-    settings: dict[str, object],
-    root: str | None = None,
-    reuse: bool = True,
-    progress: Callable[[int, float], None] | None = None,
-) -> Plan:
-    """Plan a corpus in one pass: in the memory of one shard, of 8 bytes for each cut, and of the lines about
-    utterances that are refused or lose their text.
-
-    Args:
-        cuts: from `Corpus.cuts`.
-        location: the plan's folder.
-        shard_hours: a shard is closed before it would exceed this.
-        settings: what the corpus was read with, from `CorpusConfig.plan_settings`.
-        root: `Corpus.root`; audio under it is kept relative to it.
-        reuse: return an existing plan of the same settings and root as it is; otherwise the corpus is read again,
-            and an unchanged one gives the same plan, byte for byte.
-        progress: called with cuts and hours so far after each shard.
-
-    Raises:
-        PlanError: cut ids repeat, no cut is usable, or the plan that is there and might be used is damaged.
-    """
-    if reuse and (existing := existing_plan(location, shard_hours=shard_hours, settings=settings, root=root)):
-        return existing
-    settings = {**_without_root(settings)[0], "shard_hours": shard_hours}
-    try:
-        before = read_plan(location)
-    except PlanError:
-        before = None
-    planner = _Planner(location, shard_hours=shard_hours, root=root, before=before, progress=progress)
-    for cut in cuts:
-        planner.add(cut)
-    return planner.finish(settings)
-
-
 def existing_plan(
     location: Location, *, shard_hours: float, settings: dict[str, object], root: str | None
 ) -> Plan | None:
@@ -101,8 +57,13 @@ def existing_plan(
         PlanError: `plan.json` is damaged, or of a later version.
     """
     found = read_plan(location)
-    wanted = ({**_without_root(settings)[0], "shard_hours": shard_hours}, root)
+    wanted = (plan_settings(settings, shard_hours), root)
     return found if found is not None and (found.settings, found.root) == wanted else None
+
+
+def plan_settings(settings: dict[str, object], shard_hours: float) -> dict[str, object]:
+    """What a plan is made with, as `plan.json` has it."""
+    return {**_without_root(settings)[0], "shard_hours": shard_hours}
 
 
 def write_plan(plan: Plan) -> None:
@@ -172,114 +133,6 @@ def read_refused(location: Location) -> list[Refused]:
         ) from error
 
 
-class _Planner:
-    """A plan in the making."""
-
-    def __init__(
-        self,
-        location: Location,
-        *,
-        shard_hours: float,
-        root: str | None,
-        before: Plan | None,
-        progress: Callable[[int, float], None] | None,
-    ) -> None:
-        self._location, self._root, self._before, self._progress = location, root, before, progress
-        self._shard_s = shard_hours * 3600
-        self._shards: list[Shard] = []
-        self._lines: list[str] = []  # of the shard that is being filled
-        self._seconds = 0.0
-        self._ids = CutIds()
-        self._refused, self._text_dropped = bytearray(), bytearray()
-        self._num_refused = self._num_text_dropped = 0
-        self._reasons: list[str] = []
-
-    def add(self, cut: "MonoCut | Refused") -> None:
-        """The next cut."""
-        if isinstance(cut, Refused):
-            self._num_refused += 1
-            self._refused += _line({key: value for key, value in asdict(cut).items() if value is not None})
-            if self._num_refused <= 3:
-                self._reasons.append(f"{cut.cut_id} {cut.reason}")
-            return
-        problem = text_problem(cut)
-        if problem is not None:
-            self._num_text_dropped += 1
-            self._text_dropped += _line({"cut_id": cut.id, "reason": problem})
-        if self._lines and self._seconds + cut.duration > self._shard_s:
-            self._close()
-        self._lines.append(cut_to_json(cut, root=self._root))
-        self._seconds += cut.duration
-        self._ids.add(cut.id)
-
-    def finish(self, settings: dict[str, object]) -> Plan:
-        """Write what is left, `plan.json` last."""
-        if self._lines:
-            self._close()
-        if not self._shards:
-            reasons = "; ".join(self._reasons)
-            raise PlanError(f"no utterance of the corpus can be used: {self._num_refused} refused: {reasons}")
-        self._refuse_repeated_ids()
-        self._location.replace("refused.jsonl", bytes(self._refused))
-        self._location.replace("text_dropped.jsonl", bytes(self._text_dropped))
-        plan = Plan(
-            location=self._location,
-            shards=tuple(self._shards),
-            num_cuts=len(self._ids),
-            hours=sum(s.hours for s in self._shards),
-            num_refused=self._num_refused,
-            num_text_dropped=self._num_text_dropped,
-            settings=settings,
-            root=self._root,
-        )
-        write_plan(plan)
-        return plan
-
-    def _close(self) -> None:
-        number = len(self._shards)
-        known = self._known(number)
-        shard = write_shard(self._location, number, self._lines, self._seconds / 3600, known=known)
-        self._shards.append(shard)
-        self._lines, self._seconds = [], 0.0
-        if self._progress:
-            self._progress(len(self._ids), sum(s.hours for s in self._shards))
-
-    def _known(self, number: int) -> str | None:
-        """The digest that names the shard, where the plan before has the same cuts at its position."""
-        if self._before is None or number >= len(self._before.shards):
-            return None
-        shard = self._before.shards[number]
-        if shard.num_cuts != len(self._lines):
-            return None
-        if shard.content == digest_of(self._lines):
-            return shard.digest
-        # Version 1 kept full paths, and cuts that reach beyond their recording by less than a frame.
-        if self._before.version == 1:
-            root = self._before.root or self._root
-            try:
-                then = (
-                    cut_to_json(clipped(cut), root=root) for cut in read_shard_cuts(self._location, shard)
-                )
-                if all(a == b for a, b in zip(then, self._lines, strict=True)):
-                    return shard.digest
-            except (StorageError, PlanError):
-                return None
-        return None
-
-    def _refuse_repeated_ids(self) -> None:
-        def read(number: int) -> list[Any]:
-            return [json.loads(line) for line in read_shard(self._location, self._shards[number])]
-
-        problem = self._ids.problem([shard.num_cuts for shard in self._shards], read)
-        if problem is not None:
-            raise PlanError(problem)
-
-
-def _line(content: dict[str, Any]) -> bytes:
-    """A line of JSON, with the escape of JSON for what is no character (half of a surrogate pair)."""
-    return (json.dumps(content, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
-
-
 def _without_root(settings: dict[str, object]) -> tuple[dict[str, object], str | None]:
     """Settings without `corpus.root`, which says where things lie, and the root."""
     corpus = settings.get("corpus")
@@ -303,7 +156,6 @@ __all__ = [
     "PlanError",
     "Shard",
     "existing_plan",
-    "make_plan",
     "read_plan",
     "read_refused",
     "read_shard_cuts",

@@ -7,7 +7,8 @@ from mvqkd.models.teachers.errors import TeacherUnreachableError
 from mvqkd.pipeline.run_folder import Part, Run
 from mvqkd.pipeline.show.progress import bar, say
 from mvqkd.workers.corpus.files import CorpusError
-from mvqkd.workers.plan import Plan, existing_plan, make_plan
+from mvqkd.workers.plan import Plan, existing_plan
+from mvqkd.workers.planner import make_plan
 from mvqkd.workers.teacher import teacher_sample_rate_hz
 
 USUAL_RATE_HZ = 16_000  # of a teacher that cannot be asked

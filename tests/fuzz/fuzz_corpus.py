@@ -32,7 +32,8 @@ from mvqkd.workers.cuts import (
     text_of,
     text_problem,
 )
-from mvqkd.workers.plan import PlanError, make_plan, read_plan, read_refused, read_shard_cuts
+from mvqkd.workers.plan import PlanError, read_plan, read_refused, read_shard_cuts
+from mvqkd.workers.planner import make_plan
 from tests.fuzz.json_mutations import mutate, spoil
 
 RATE = 16_000

@@ -180,7 +180,7 @@ def test_figures_that_json_has_no_number_for(
     tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     figures = {"rrl": float("nan"), "all": [1.5, float("inf")], "pairs": {"a": (2, float("-inf"))}}
-    monkeypatch.setattr(stages, "fit_stage", lambda _: figures)
+    monkeypatch.setattr(fit_module, "fit_stage", lambda _: figures)
     result = invoke("fit", write_run_file(tree, tmp_path), "--json")
     assert result.stdout == '{"rrl": null, "all": [1.5, null], "pairs": {"a": [2, null]}}\n'
 

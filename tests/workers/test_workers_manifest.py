@@ -14,7 +14,8 @@ from mvqkd.storage.location import open_location
 from mvqkd.workers.audio import AudioLoader
 from mvqkd.workers.corpus.corpus import Corpus, CorpusConfig, CorpusError
 from mvqkd.workers.cuts import Refused, text_of
-from mvqkd.workers.plan import make_plan, read_refused, read_shard_cuts
+from mvqkd.workers.plan import read_refused, read_shard_cuts
+from mvqkd.workers.planner import make_plan
 
 Change = Callable[[dict[str, Any]], None]
 

@@ -10,7 +10,8 @@ from mvqkd.storage.location import open_location
 from mvqkd.workers.corpus.corpus import Corpus, CorpusConfig
 from mvqkd.workers.cuts import Refused
 from mvqkd.workers.duplicates import CutIds
-from mvqkd.workers.plan import PlanError, make_plan, read_plan, read_refused, read_shard_cuts
+from mvqkd.workers.plan import PlanError, read_plan, read_refused, read_shard_cuts
+from mvqkd.workers.planner import make_plan
 
 
 def cut(number: int, duration_s: float = 10.0) -> MonoCut:

@@ -18,7 +18,8 @@ from mvqkd.storage.location import Location, open_location
 from mvqkd.workers.audio import AudioLoader
 from mvqkd.workers.corpus.corpus import Corpus, CorpusConfig
 from mvqkd.workers.cuts import cut_to_json
-from mvqkd.workers.plan import Plan, PlanError, make_plan, read_plan, read_shard_cuts
+from mvqkd.workers.plan import Plan, PlanError, read_plan, read_shard_cuts
+from mvqkd.workers.planner import make_plan
 
 SHARD_HOURS = 0.8 / 3600
 

@@ -2,6 +2,8 @@
 
 Codes and the audio that a student hears have to be of one waveform, so a transform must be a function of the
 audio alone; and it must run where the workers run, which is tried once for each kind.
+
+Shape suffixes: C channels, T samples.
 """
 
 from collections.abc import Callable, Mapping
