@@ -68,7 +68,8 @@ class Reports:
         report = self.whole()
         while True:
             write_json(self.root, REPORT, report)
-            # Another stage may have reported since, and have written what we have now written over.
+            # Another stage may have reported since, and have written what we have now written over. The last one
+            # to write looks again too, so in the end the report has all.
             again = self.whole()
             if again == report:
                 return

@@ -97,7 +97,7 @@ class World:
                 corpus.cuts("train"),
                 location,
                 shard_hours=0.3 / 3600,
-                settings=corpus.settings("train"),
+                settings=config.plan_settings("train", sample_rate_hz=RATE),
                 root=corpus.root,
             )
         except PlanError as error:

@@ -27,8 +27,7 @@ def test_two_stages_side_by_side_lose_nothing_of_each_other(reports: Reports, tm
     def train(name: str) -> None:
         for step in range(40):
             reports.write("distill", {**student(), "step": step}, name)
-            report = json.loads((tmp_path / "report.json").read_text())
-            assert report["students"][name]["step"] == step, "what was reported has gone"
+            assert reports.whole()["students"][name]["step"] == step, "what was reported has gone"
 
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(train, ("a", "b", "c")))

@@ -122,14 +122,13 @@ def test_fit_config_of_a_run() -> None:
     config = of(
         "quantizer: {num_codebooks: 4, anneal_rounds: 40, tolerance: 0.01, seed: 7, ordered: true}\n"
     ).quantizer
-    expected = FitConfig(
-        num_codebooks=4, anneal_rounds=40, tolerance=0.01, seed=7, ordered=True, valid_every=4, state_every=4
-    )
-    assert config.fit_config() == expected
+    fit = config.fit_config()
+    assert fit == FitConfig(num_codebooks=4, anneal_rounds=40, tolerance=0.01, seed=7, ordered=True)
+    assert (fit.steps_between_measurements, fit.steps_between_states) == (4, 4)
     paper = of(
         "quantizer: {method: paper, phase_one_steps: 100, phase_two_steps: 300}\n"
     ).quantizer.fit_config()
-    assert (paper.method, paper.valid_every, paper.state_every) == ("paper", 20, 20)
+    assert (paper.method, paper.steps_between_measurements, paper.steps_between_states) == ("paper", 20, 20)
 
 
 def test_settings_that_earlier_quantizers_hold() -> None:

@@ -46,7 +46,7 @@ def plan_at(root: object, folder: Path, *, reuse: bool = True) -> Plan:
         corpus.cuts("train"),
         open_location(str(folder)),
         shard_hours=SHARD_HOURS,
-        settings=corpus.settings("train"),
+        settings=corpus.config.plan_settings("train", sample_rate_hz=corpus.sample_rate_hz),
         root=corpus.root,
         reuse=reuse,
     )
