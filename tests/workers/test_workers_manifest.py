@@ -88,6 +88,7 @@ FAULTS: list[tuple[str, Any, str]] = [
     ("supervisions", None, "supervisions is null, not a list"),
     ("supervisions", [7], "supervisions[0] is 7, not a supervision"),
     ("supervisions.0.id", 17, "supervisions[0].id is 17, not text"),
+    ("supervisions.0.recording_id", None, "supervisions[0].recording_id is null, not text"),
     ("supervisions.0.text", 42, "supervisions[0].text is 42, not text"),
     ("supervisions.0.text", ["A"], 'supervisions[0].text is ["A"], not text'),
     ("supervisions.0.text", "SO LONG \ud83d", 'supervisions[0].text is "SO LONG \\ud83d", not text: half of'),

@@ -100,6 +100,9 @@ def _check_supervision(supervision: Any, field: str) -> None:
         raise FieldError(field, supervision, "a supervision")
     prefix = f"{field}."
     _text(supervision, "id", prefix)
+    # Lhotse reads a null here, leaves it out when it writes, and cannot read that back.
+    if type(supervision.get("recording_id")) is not str:
+        raise FieldError(f"{field}.recording_id", supervision.get("recording_id"), "text")
     _number(supervision, "start", prefix)
     if _number(supervision, "duration", prefix) < 0:
         raise FieldError(f"{field}.duration", supervision["duration"], "a number of seconds from 0 on")
