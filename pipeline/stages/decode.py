@@ -13,7 +13,7 @@ from mvqkd.pipeline.show.progress import bar, say
 from mvqkd.pipeline.stages.fit import differences
 from mvqkd.pipeline.stages.plan import need_plan
 from mvqkd.storage.errors import ArtifactError
-from mvqkd.workers.distill.student_record import StudentRecord, load_record
+from mvqkd.workers.distill.student_record import StudentRecord, verified_record
 from mvqkd.workers.plan import Plan, read_refused
 from mvqkd.workers.section import identity_of
 
@@ -34,7 +34,7 @@ def decode_stage(run: Run, name: str | None = None) -> dict[str, Any]:
     plan = need_plan(run, "test")
     out = run.student(name)
     try:
-        record = load_record(out)
+        record = verified_record(out)
     except ArtifactError as error:
         raise StageError(f"{error}; `mvqkd distill` trains it") from error
     _check_settings(run, name, record)

@@ -13,7 +13,7 @@ from mvqkd.storage.location import Location
 from mvqkd.storage.shared_place import require_seen
 from mvqkd.storage.table import IndexTable
 from mvqkd.workers.distill.settings import DistillConfig
-from mvqkd.workers.distill.student_record import NAME, StudentRecord, load_record
+from mvqkd.workers.distill.student_record import NAME, StudentRecord, load_record, verified_record
 from mvqkd.workers.section import identity_of
 
 # Settings that the student without codes does not have.
@@ -93,8 +93,7 @@ def _existing(out: Location) -> StudentRecord | None:
     if not out.exists(f"{NAME}.json"):
         return None
     try:
-        load_artifact(out, NAME)  # whole, so that damaged weights show
-        return load_record(out)
+        return verified_record(out)
     except ArtifactError as error:
         say(f"{error}")
         return None

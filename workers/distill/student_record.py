@@ -59,6 +59,15 @@ def load_record(location: Location) -> StudentRecord:
     return _record(location, load_metadata(location, NAME))
 
 
+def verified_record(location: Location) -> StudentRecord:
+    """As `load_record`, after a look at the weights, so that damaged ones show. Needs no torch either.
+
+    Raises:
+        ArtifactError: there is none, or it is damaged.
+    """
+    return _record(location, load_artifact(location, NAME)[1])
+
+
 def load_student(location: Location) -> tuple["ConformerTransducer", "Units", StudentRecord]:
     """A trained student (CPU, eval mode), its units and what is known of it.
 
