@@ -1,4 +1,7 @@
-"""Teacher frames to student frames, by numbers: hop and offset of both, never by guessing."""
+"""Teacher frames to student frames, by numbers: hop and offset of both, never by guessing.
+
+Shape suffixes: T teacher frames, S student frames, K teacher frames of one student frame, N codebooks.
+"""
 
 from dataclasses import dataclass
 
