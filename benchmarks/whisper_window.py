@@ -4,9 +4,9 @@ python -m benchmarks.whisper_window --teacher FOLDER --audio FOLDER [--utterance
 
 The audio is .flac and .wav files, read by soundfile, or .npy files of one waveform each (num_samples,) at the
 teacher's rate, for machines without soundfile.
-
-Shape suffixes: T frames, D embedding dimension.
 """
+
+# Shape suffixes: T frames, D embedding dimension.
 
 import argparse
 import json

@@ -1,6 +1,6 @@
 """Ours and `multi_quantization`, the reference of the paper.
 
-Shape suffixes: M frames in all, V held out, B frames of a batch, D embedding dimension, N codebooks, K the first of them.
+Shape suffixes: M frames in all, V held out, B frames of a batch, D embedding dimension, K first codebooks.
 """
 
 import random
