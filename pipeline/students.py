@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from ray.train import TrainingFailedError
 
-from mvqkd.models.students.conformer import ConformerTransducer, StudentConfig
+from mvqkd.models.students.config import StudentConfig
+from mvqkd.models.students.transducer import ConformerTransducer
 from mvqkd.models.students.units import Units, load_units, train_units
 from mvqkd.pipeline.cluster.connect import cluster, read_board, resources, start_board
 from mvqkd.pipeline.cluster.train_job import STUDENT, TrainJob
@@ -71,7 +72,7 @@ def distill_stage(run: Run, name: str | None = None) -> dict[str, Any]:
         raise StageError(f"{run.table.url}: the table has no shards yet; `mvqkd extract` makes them")
     out = run.student(name)
     same_for_both = {
-        "student": asdict(run.config.student),
+        "student": run.config.student.to_dict(),
         "distill": settings.model_dump(exclude=_SPEED_ONLY | _OF_CODES_ONLY),
         "contract": table.contract.digest(),
         "shards": sorted(table.committed()),
@@ -245,7 +246,7 @@ def decode_stage(run: Run, name: str | None = None) -> dict[str, Any]:
         {f"distill.{key}": value for key, value in metadata["distill"].items() if key not in _SPEED_ONLY}
         | {f"student.{key}": value for key, value in metadata["student"].items()},
         {f"distill.{key}": value for key, value in settings.model_dump(exclude=_SPEED_ONLY).items()}
-        | {f"student.{key}": value for key, value in asdict(run.config.student).items()},
+        | {f"student.{key}": value for key, value in run.config.student.to_dict().items()},
     )
     if changed:
         raise StageError(f"{out.url} was trained with {changed}; `mvqkd distill` trains it anew")

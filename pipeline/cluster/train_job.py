@@ -14,8 +14,10 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from mvqkd.models.alignment import FrameAlignment
-from mvqkd.models.distillation.model import DistillationModel
-from mvqkd.models.students.conformer import ConformerTransducer, StudentConfig
+from mvqkd.models.distillation.heads import CodesHead
+from mvqkd.models.distillation.model import AttachedHead, DistillationModel
+from mvqkd.models.students.config import StudentConfig
+from mvqkd.models.students.transducer import ConformerTransducer
 from mvqkd.models.students.units import Units, load_units
 from mvqkd.storage.artifacts import save_artifact
 from mvqkd.storage.location import Location
@@ -122,7 +124,7 @@ def train_loop(config: dict[str, Any]) -> None:
     if rank == 0:
         arrays = {name: tensor.numpy() for name, tensor in trainer.student_state().items()}
         metadata = {
-            "student": asdict(job.student),
+            "student": job.student.to_dict(),
             "distill": job.distill.model_dump(),
             "units": {"kind": units.kind, "data": units.data},
             "contract": asdict(job.table.contract),
@@ -155,15 +157,13 @@ def build_trainer(
     )
     # The student is built first: with the same seed it starts from the same weights with and without codes.
     torch.manual_seed(settings.seed)
-    student = ConformerTransducer(job.student, len(units), with_ctc=settings.ctc_scale > 0)
-    model = DistillationModel(
-        student,
-        student_layer=settings.student_layer,
-        codebooks_per_frame=(settings.codebooks or contract.num_codebooks) * alignment.frames_per_target,
-        codebook_size=contract.codebook_size,
-        loss_scale=settings.loss_scale,
-        ctc_scale=settings.ctc_scale,
-    ).to(device)
+    student = ConformerTransducer(job.student, len(units), ctc_scale=settings.ctc_scale)
+    heads = {}
+    if settings.loss_scale:
+        codes = (settings.codebooks or contract.num_codebooks) * alignment.frames_per_target
+        head = CodesHead(job.student.encoder_dim, codes, contract.codebook_size)
+        heads["codes"] = AttachedHead(layer=settings.student_layer, scale=settings.loss_scale, head=head)
+    model = DistillationModel(student, heads).to(device)
     batches = TableBatches(
         job.table,
         job.durations,

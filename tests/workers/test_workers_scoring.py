@@ -8,7 +8,8 @@ import torch
 from lhotse import MonoCut
 from workers_fakes import make_cuts
 
-from mvqkd.models.students.conformer import ConformerTransducer, StudentConfig
+from mvqkd.models.students.config import StudentConfig
+from mvqkd.models.students.transducer import ConformerTransducer
 from mvqkd.models.students.units import CharUnits
 from mvqkd.workers.audio import AudioLoader
 from mvqkd.workers.cuts import UtteranceError

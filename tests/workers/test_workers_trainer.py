@@ -10,8 +10,10 @@ import pytest
 import torch
 from test_workers_distill_data import ALIGNMENT, LENGTHS, make_batches
 
-from mvqkd.models.distillation.model import DistillationModel
-from mvqkd.models.students.conformer import ConformerTransducer, StudentConfig
+from mvqkd.models.distillation.heads import CodesHead
+from mvqkd.models.distillation.model import AttachedHead, DistillationModel
+from mvqkd.models.students.config import StudentConfig
+from mvqkd.models.students.transducer import ConformerTransducer
 from mvqkd.models.students.units import CharUnits
 from mvqkd.storage.table import IndexTable
 from mvqkd.workers.distill import trainer as trainer_module
@@ -32,15 +34,12 @@ SETTINGS = DistillConfig(
 
 def make_model(settings: DistillConfig) -> DistillationModel:
     torch.manual_seed(settings.seed)
-    student = ConformerTransducer(STUDENT, len(UNITS), with_ctc=settings.ctc_scale > 0)
-    return DistillationModel(
-        student,
-        student_layer=settings.student_layer,
-        codebooks_per_frame=2 * ALIGNMENT.frames_per_target,
-        codebook_size=16,
-        loss_scale=settings.loss_scale,
-        ctc_scale=settings.ctc_scale,
-    )
+    student = ConformerTransducer(STUDENT, len(UNITS), ctc_scale=settings.ctc_scale)
+    if not settings.loss_scale:
+        return DistillationModel(student)
+    head = CodesHead(STUDENT.encoder_dim, 2 * ALIGNMENT.frames_per_target, 16)
+    attached = AttachedHead(layer=settings.student_layer, scale=settings.loss_scale, head=head)
+    return DistillationModel(student, {"codes": attached})
 
 
 def make_trainer(
@@ -101,7 +100,7 @@ def test_losses_fall(make_table: MakeTable) -> None:
 def test_student_starts_the_same_with_and_without_codes() -> None:
     with_codes = make_model(SETTINGS)
     without = make_model(SETTINGS.model_copy(update={"loss_scale": 0.0}))
-    assert with_codes.codebook_loss is not None and without.codebook_loss is None
+    assert set(with_codes.heads) == {"codes"} and not without.heads
     for name, tensor in with_codes.student.state_dict().items():
         assert torch.equal(tensor, without.student.state_dict()[name])
 
@@ -111,7 +110,8 @@ def test_every_parameter_has_a_gradient(make_table: MakeTable, changes: dict[str
     settings = SETTINGS.model_copy(update=changes)
     model = make_model(settings)
     batch = next(iter(make_batches(make_table(LENGTHS[:4])).epoch(0)))
-    model(*batch.padded(list(batch.features), torch.device("cpu"))).total.backward()
+    *inputs, targets_BTK = batch.padded(list(batch.features), torch.device("cpu"))
+    model(*inputs, {"codes": targets_BTK}).total.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0 or name.endswith("in_proj_bias"), name
@@ -222,11 +222,11 @@ def test_gradient_that_is_not_finite(make_table: MakeTable) -> None:
 
 def test_model_that_cannot_be() -> None:
     student = ConformerTransducer(STUDENT, len(UNITS))
-    arguments = {"codebooks_per_frame": 4, "codebook_size": 16, "loss_scale": 0.1}
+    attached = AttachedHead(layer=3, scale=0.1, head=CodesHead(16, 4, 16))
     with pytest.raises(ValueError, match="student_layer 3 is not one of the student's 2 encoder layers"):
-        DistillationModel(student, student_layer=3, **arguments)
+        DistillationModel(student, {"codes": attached})
     with pytest.raises(ValueError, match="needs a student with a CTC head"):
-        DistillationModel(student, student_layer=1, ctc_scale=0.3, **arguments)
+        ConformerTransducer(STUDENT, len(UNITS), ctc_scale=0.3, with_ctc=False)
     with pytest.raises(ValueError, match="encoder_dim 15"):
         replace(STUDENT, encoder_dim=15)
 

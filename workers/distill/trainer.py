@@ -142,7 +142,8 @@ class StudentTrainer:
             for module in self._wrapped.modules():
                 if isinstance(module, nn.BatchNorm1d):
                     module.eval()
-            total = self._wrapped(*self._nothing().padded([NO_SOUND_TF], self._device)).total * 0.0
+            *inputs, targets_BTK = self._nothing().padded([NO_SOUND_TF], self._device)
+            total = self._wrapped(*inputs, {"codes": targets_BTK}).total * 0.0
         else:
             features = [
                 spec_augment(
@@ -155,7 +156,8 @@ class StudentTrainer:
                 )
                 for features_TF in batch.features
             ]
-            losses = self._wrapped(*batch.padded(features, self._device))
+            *inputs, targets_BTK = batch.padded(features, self._device)
+            losses = self._wrapped(*inputs, {"codes": targets_BTK})
             total = losses.total
         total.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), settings.grad_clip)
@@ -170,9 +172,9 @@ class StudentTrainer:
 
     def _nothing(self) -> Batch:
         """A batch of one silent utterance, to go through the motions with."""
-        head = self.model.codebook_loss
+        head = dict(self.model.heads).get("codes")
         targets_TK = torch.full(
-            (subsampled_length(len(NO_SOUND_TF)), head.num_codebooks if head else 0), IGNORE
+            (subsampled_length(len(NO_SOUND_TF)), head.codebooks.num_codebooks if head else 0), IGNORE
         )
         return Batch(
             cut_ids=(),
@@ -221,10 +223,10 @@ class _Meter:
         if losses is None:
             return
         self._utterances += len(batch.cut_ids)
-        self._transducer += float(losses.transducer)
-        if losses.codebook is not None:
-            self._codebook += float(losses.codebook)
-            self._targets += losses.num_targets
+        self._transducer += float(losses.parts["transducer"])
+        if "codes" in losses.heads:
+            self._codebook += float(losses.heads["codes"].loss)
+            self._targets += losses.heads["codes"].count
 
     def report(self, *, keep: bool) -> None:
         trainer = self._trainer

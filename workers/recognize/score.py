@@ -10,7 +10,8 @@ from lhotse import MonoCut
 from torch.nn.utils.rnn import pad_sequence
 
 from mvqkd.models.features import LogMel
-from mvqkd.models.students.conformer import MIN_SAMPLES, ConformerTransducer
+from mvqkd.models.students.conformer import MIN_SAMPLES
+from mvqkd.models.students.transducer import ConformerTransducer
 from mvqkd.models.students.units import Units
 from mvqkd.workers.audio import AudioLoader, decode_ahead, length_sorted_batches
 from mvqkd.workers.cuts import UtteranceError, speaker_of, text_of
