@@ -6,6 +6,8 @@ The audio is .flac and .wav files, read by soundfile, or .npy files of one wavef
 teacher's rate, for machines without soundfile.
 """
 
+# Shape suffixes: T frames, D embedding dimension.
+
 import argparse
 import json
 import time

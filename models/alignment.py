@@ -1,6 +1,6 @@
 """Teacher frames to student frames, by numbers: hop and offset of both, never by guessing.
 
-Shape suffixes: S student frames, T teacher frames, N codebooks, K teacher frames per student frame.
+Shape suffixes: T teacher frames, S student frames, K teacher frames of one student frame, N codebooks.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,7 @@
-"""The frames that quantizers are fitted to and judged on: given as .npy files, or Gaussian."""
+"""The frames that quantizers are fitted to and judged on: given as .npy files, or Gaussian.
+
+Shape suffixes: M frames, D embedding dimension.
+"""
 
 import hashlib
 from dataclasses import dataclass

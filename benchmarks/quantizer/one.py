@@ -1,6 +1,8 @@
 """One figure in a process of its own, so that its peak memory is its own: `python -m benchmarks.quantizer.one`.
 
 Takes a `Job` as JSON, writes the result beside the test frames' codes.
+
+Shape suffixes: M frames in all, B those drawn, D embedding dimension, N codebooks.
 """
 
 import hashlib

@@ -2,6 +2,8 @@
 
 The student of MVQ-KD is trained to predict codes, so of two quantizers with equal reconstruction the one whose
 codes are easier to predict teaches more.
+
+Shape suffixes: M frames in all, B frames of a batch, D embedding dimension, N codebooks.
 """
 
 import math

@@ -1,4 +1,7 @@
-"""Four quantizers of FAISS, each with FAISS's own settings unless said. They run on the CPU."""
+"""Four quantizers of FAISS, each with FAISS's own settings unless said. They run on the CPU.
+
+Shape suffixes: M frames in all, B frames of a call, D embedding dimension, N codebooks.
+"""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,7 @@
-"""Ours and `multi_quantization`, the reference of the paper."""
+"""Ours and `multi_quantization`, the reference of the paper.
+
+Shape suffixes: M frames in all, V held out, B frames of a batch, D embedding dimension, K first codebooks.
+"""
 
 import random
 import statistics

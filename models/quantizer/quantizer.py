@@ -255,12 +255,13 @@ class Quantizer(Codebooks):
         # Compared by value: fused optimizers and writes through `.data` leave no trace in version counters.
         if self._tables is None or self._tables_rank != rank or not _same(self._tables_of, parts):
             self._tables = None  # so that two sets are never held at once
+            weights = self.channel_weights
             self._tables = SearchTables.build(
                 parts[0],
                 logits=(parts[1], parts[2]) if self.logprob_weight else None,
                 logprob_weight=self.logprob_weight,
                 prefix_weights=self.prefix_weights,
-                channel_weights_D=self.channel_weights and parts[0].new_tensor(self.channel_weights),
+                channel_weights_D=None if weights is None else parts[0].new_tensor(weights),
                 rank=rank,
             )
             self._tables_of, self._tables_rank = parts, rank

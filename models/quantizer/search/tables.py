@@ -133,9 +133,9 @@ class SearchTables:
             ValueError: a frame is so large that its costs would overflow; the rows are named.
         """
         if len(x_BD) and not float(torch.linalg.vector_norm(x_BD, torch.inf)) <= self.largest:
-            rows = (~(x_BD.abs() <= self.largest).all(dim=1)).nonzero().squeeze(1).tolist()
+            large = (~(x_BD.abs() <= self.largest).all(dim=1)).nonzero().squeeze(1).tolist()
             raise ValueError(
-                f"numbers beyond {self.largest:.3g} in {len(rows)} of {len(x_BD)} frames (rows {rows[:10]}) are too "
+                f"numbers beyond {self.largest:.3g} in {len(large)} of {len(x_BD)} frames (rows {large[:10]}) are too "
                 f"large to be encoded in {str(x_BD.dtype).removeprefix('torch.')}; leave this input out, or scale it"
             )
         rows = _ROWS_PER_PRODUCT.get(x_BD.device.type, 4096)
