@@ -123,7 +123,8 @@ def text_problem(cut: "MonoCut") -> str | None:
     A supervision with a text has to lie inside the cut, to a tenth of a second: which part of a text is said in
     a part of its time, nobody knows.
     """
-    own, others = [], []
+    own: list[Any] = []
+    others: list[Any] = []
     for supervision in cut.supervisions:
         if supervision.text and not supervision.text.isspace():
             (own if _is_of_channel(supervision, cut.channel) else others).append(supervision)
@@ -157,7 +158,7 @@ _ATOMS = frozenset((str, int, float, bool, type(None)))
 
 def _plain(value: Any) -> Any:
     """As Lhotse's `to_dict`, which copies deeply and takes four times as long."""
-    kind = type(value)
+    kind: Any = type(value)
     if kind in _ATOMS:
         return value
     if kind is list or kind is tuple:

@@ -33,10 +33,10 @@ def decoded_batches(
         drops what has not begun.
     """
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
-        waiting: deque[list[Future[Result]]] = deque()
+        waiting: deque[list[Future[Result | UtteranceError]]] = deque()
         try:
             for batch in batches:
-                waiting.append([pool.submit(load, item) for item in batch])
+                waiting.append([pool.submit(_attempt, load, item) for item in batch])
                 if len(waiting) > BATCHES_AHEAD:
                     yield _results(waiting)
             while waiting:
@@ -55,14 +55,14 @@ def decode_ahead(
     order.
     """
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
-        waiting: deque[Future[Result]] = deque()
+        waiting: deque[Future[Result | UtteranceError]] = deque()
         try:
             for item in items:
-                waiting.append(pool.submit(load, item))
+                waiting.append(pool.submit(_attempt, load, item))
                 if len(waiting) > ahead:
-                    yield _result(waiting.popleft())
+                    yield waiting.popleft().result()
             while waiting:
-                yield _result(waiting.popleft())
+                yield waiting.popleft().result()
         finally:
             _cancel(waiting)
 
@@ -86,18 +86,18 @@ def length_sorted_batches(
     return batches
 
 
-def _results(waiting: "deque[list[Future[Result]]]") -> list[Result | UtteranceError]:
-    # The batch leaves the queue only when it is through: where one of it raises, the others are dropped too.
-    results = [_result(future) for future in waiting[0]]
-    waiting.popleft()
-    return results
-
-
-def _result(future: "Future[Result]") -> Result | UtteranceError:
+def _attempt(load: Callable[[Item], Result], item: Item) -> Result | UtteranceError:
     try:
-        return future.result()
+        return load(item)
     except UtteranceError as error:
         return error
+
+
+def _results(waiting: "deque[list[Future[Result]]]") -> list[Result]:
+    # The batch leaves the queue only when it is through: where one of it raises, the others are dropped too.
+    results = [future.result() for future in waiting[0]]
+    waiting.popleft()
+    return results
 
 
 def _cancel(futures: "Iterable[Future[Result]]") -> None:

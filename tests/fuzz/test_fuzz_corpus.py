@@ -4,4 +4,4 @@ from tests.fuzz.fuzz_corpus import run
 
 
 def test_corpora() -> None:
-    run(cases=200, seed=12)
+    run(cases=150, seed=12)

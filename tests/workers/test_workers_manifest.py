@@ -218,6 +218,18 @@ def test_a_file_of_other_lines_is_no_manifest(tmp_path: Path) -> None:
     assert sum(isinstance(cut, Refused) for cut in found) == 150 and len(found) == 210
 
 
+@pytest.mark.parametrize(
+    "line", ["[" * 100_000, "{" * 10, '{"id": 1' + "0" * 5000 + "}", "null", "3", '"text"', "\ufeff{}"]
+)
+def test_lines_that_are_no_json_objects_cost_themselves_alone(tmp_path: Path, line: str) -> None:
+    path = write_lines(tmp_path)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+    *good, bad = corpus_of(path).cuts("train")
+    assert len(good) == 5 and all(isinstance(cut, MonoCut) for cut in good)
+    assert isinstance(bad, Refused) and bad.reason.startswith(f"{path}:6: not a Lhotse cut (")
+
+
 def test_a_cut_that_leaves_its_recording(tmp_path: Path) -> None:
     for start, duration, words in (
         (0.3, 0.34, "ends at 0.640 s, after its recording, which ends at 0.600 s; correct"),

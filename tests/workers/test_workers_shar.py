@@ -1,6 +1,9 @@
 """Lhotse Shar folders: the cuts and the audio that Lhotse itself reads, without audio in the manifests."""
 
+import gzip
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import fsspec
@@ -97,6 +100,81 @@ def test_damaged_folders(tmp_path: Path) -> None:
     tar.unlink()
     with pytest.raises(CorpusError, match=r"shards 000000 lack their .*copy it again"):
         read(folder)
+
+
+def test_a_fault_of_one_cut_costs_that_cut_alone(tmp_path: Path) -> None:
+    """In the cuts or in the recordings; a cut that is refused still takes its audio along."""
+    folder = write_shar(tmp_path / "shar", make_cuts(tmp_path, [0.5, 0.4, 0.3]))
+    cuts = folder / "cuts.000000.jsonl.gz"
+    lines = [json.loads(line) for line in gzip.decompress(cuts.read_bytes()).decode().splitlines()]
+    for change, words in (
+        ({"duration": "0.5"}, 'duration is "0.5", not a finite number'),
+        ({"id": 17}, "id is 17, not text"),
+        ({"custom": {"a": "\ud800"}}, "half of a surrogate pair"),
+    ):
+        text = json.dumps(lines[0] | change) + "\n" + json.dumps(lines[1]) + "\n"
+        cuts.write_bytes(gzip.compress(text.encode()))
+        first, second, third = read(folder)
+        assert isinstance(first, Refused) and first.reason.startswith(f"{cuts}:1: ") and words in first.reason
+        assert [cut.id for cut in (second, third) if isinstance(cut, MonoCut)] == ["u001", "u002"]
+        assert [AudioLoader(16_000)(cut).numel() for cut in (second, third)] == [6400, 4800]
+    cuts.write_bytes(gzip.compress(b"{torn\n" + json.dumps(lines[1]).encode()))
+    first, second, _ = read(folder)
+    assert isinstance(first, Refused) and first.reason.startswith(f"{cuts}:1: not a Lhotse cut (")
+    assert isinstance(second, MonoCut) and AudioLoader(16_000)(second).numel() == 6400
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"sampling_rate": 0}, "recording.sampling_rate is 0"),
+        ({"duration": 7.0}, "recording.duration is 7.0, not the 0.500 s of its num_samples 8000"),
+        ({"id": None}, "recording.id is null"),
+        ({"channel_ids": "a"}, 'channels is "a", not a list'),
+        ("torn", "not a recording; write the folder again"),
+    ],
+)
+def test_a_fault_of_one_recording_costs_that_cut_alone(
+    tmp_path: Path, change: dict[str, object] | str, words: str
+) -> None:
+    folder = write_shar(tmp_path / "shar", make_cuts(tmp_path, [0.5, 0.4]))
+    path = folder / "recording.000000.tar"
+    with tarfile.open(path) as tar:
+        members = [(member.name, tar.extractfile(member).read()) for member in tar.getmembers()]
+    name, content = members[1]
+    members[1] = (name, b"{torn" if change == "torn" else json.dumps(json.loads(content) | change).encode())
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    refused, good = read(folder)
+    assert isinstance(refused, Refused) and refused.cut_id == "u000" and words in refused.reason
+    assert isinstance(good, MonoCut) and AudioLoader(16_000)(good).numel() == 6400
+
+
+def test_audio_that_no_cut_names_is_not_lost_without_a_word(tmp_path: Path) -> None:
+    folder = write_shar(tmp_path / "shar", make_cuts(tmp_path, [0.5, 0.4]))
+    cuts = folder / "cuts.000000.jsonl.gz"
+    first_line = gzip.decompress(cuts.read_bytes()).splitlines()[0]
+    cuts.write_bytes(gzip.compress(first_line + b"\n"))
+    good, lost = read(folder)
+    assert isinstance(good, MonoCut) and isinstance(lost, Refused) and lost.cut_id == "u001"
+    assert lost.reason == (
+        f"{folder}/recording.000000.tar: has its audio, but {cuts} ends before; write the folder again"
+    )
+
+
+def test_a_planned_folder_that_moved(tmp_path: Path) -> None:
+    """Parts of a tar file are named relative to the root as well."""
+    write_shar(tmp_path / "shar", make_cuts(tmp_path / "audio", [0.5, 0.4]))
+    corpus = Corpus(CorpusConfig(format="shar", root=str(tmp_path), train="shar"), sample_rate_hz=16_000)
+    (tmp_path / "there").mkdir()
+    lines = [cut_to_json(cut, root=corpus.root) for cut in corpus.cuts("train") if isinstance(cut, MonoCut)]
+    assert len(lines) == 2 and str(tmp_path) not in "".join(lines)
+    (tmp_path / "shar").rename(tmp_path / "there/shar")
+    load = AudioLoader(16_000, root=f"{tmp_path}/there")
+    assert [load(cut_from_json(line)).numel() for line in lines] == [8000, 6400]
 
 
 def test_tar_that_shrank_after_planning(tmp_path: Path) -> None:

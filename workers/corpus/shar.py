@@ -107,7 +107,7 @@ def _recording_in_tar(name: str, content: bytes, part: str, where: str) -> dict[
     try:
         data = object_of_line(content.decode(), where)
         if isinstance(data, Refused):
-            return data
+            return Refused(cut_id=name, reason=data.reason)
         if isinstance(data, dict):
             channels = data.get("channel_ids") or sorted(c for s in data["sources"] for c in s["channels"])
             data["sources"] = [{"type": "url", "channels": channels, "source": part}]
