@@ -10,8 +10,6 @@ from torch import Tensor
 from mvqkd.models.students.config import MEL_FRAMES_PER_S, check_sample_rate
 
 NUM_MEL_BINS = 80
-HOP_SAMPLES = 160
-"""At 16 kHz."""
 
 
 class LogMel:

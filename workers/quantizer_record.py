@@ -46,7 +46,7 @@ class QuantizerRecord:
     Attributes:
         id: eight hexadecimal digits, of the weights and the way of encoding.
         dim: of the teacher's embeddings. num_codebooks, codebook_size: N and K.
-        logprob_weight, prefix_weights: how codes are searched, see `Quantizer`.
+        logprob_weight, prefix_weights, channel_weights: how codes are searched, see `Quantizer`.
         teacher: `TeacherInfo` of the teacher, as a mapping.
         config: `FitConfig` of the fit, as a mapping.
         settings: sections `teacher`, `quantizer` and `corpus` of the run that fitted it.
@@ -63,6 +63,7 @@ class QuantizerRecord:
     codebook_size: int
     logprob_weight: float = 0.0
     prefix_weights: list[float] | None = None
+    channel_weights: list[float] | None = None
     teacher: dict[str, Any]
     config: dict[str, Any]
     settings: dict[str, Any]

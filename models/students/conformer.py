@@ -13,9 +13,6 @@ from torchaudio.models.conformer import ConformerLayer
 from mvqkd.models.features import NUM_MEL_BINS
 from mvqkd.models.students.config import StudentConfig
 
-MIN_SAMPLES = StudentConfig().min_samples
-"""At 16 kHz; a student says its own in `frames.min_samples`."""
-
 
 @overload
 def subsampled_length(num_mel_frames: int) -> int: ...

@@ -46,7 +46,7 @@ def test_killed_driver_loses_no_shard(ray_session: None, done: Done, tmp_path: P
     assert summary["shards_extracted"] == left
     assert objects(run.table) == objects(undisturbed.table)
     expected = undisturbed.reports.read("extract")["table"]
-    assert summary["table"] == {**expected, "url": summary["table"]["url"]}
+    assert run.reports.read("extract")["table"] == {**expected, "url": run.table.url}
 
 
 def test_killed_actor_costs_nothing(ray_session: None, done: Done, tmp_path: Path) -> None:
