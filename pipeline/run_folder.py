@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from mvqkd.pipeline.run_config import RunConfig
 from mvqkd.storage.artifacts import read_json, write_json
-from mvqkd.storage.errors import ObjectMissingError
+from mvqkd.storage.errors import ArtifactError, ObjectMissingError
 from mvqkd.storage.location import Location, open_location
 from mvqkd.workers.corpus.paths import full_root
 
@@ -106,7 +106,10 @@ class Reports:
             content = read_json(self.root, path)
         except ObjectMissingError:
             return None
-        assert isinstance(content, dict), f"{self.root.full_url(path)}: not a report"
+        if not isinstance(content, dict):
+            raise ArtifactError(
+                f"{self.root.full_url(path)}: not a report; delete it, the stage writes it again"
+            )
         return content
 
 

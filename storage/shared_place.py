@@ -4,6 +4,11 @@ import socket
 
 from mvqkd.storage.location import Location
 
+NOT_SHARED = (
+    "a local folder belongs to one machine. Give storage.root (and table.path, where it is set) a place that all "
+    "machines share: s3://bucket/prefix, or a folder that is mounted under the same path on the driver and on all workers"
+)
+
 
 class SharedPlaceError(ValueError):
     """What one process wrote is not seen by another; the message says what a place is that all share."""
@@ -20,7 +25,5 @@ def require_seen(location: Location, path: str) -> None:
     if location.is_local and not location.exists(path):
         raise SharedPlaceError(
             f"{location.full_url(path)}: another process of this run wrote it, but it is not seen on "
-            f"{socket.gethostname()}. A local folder belongs to one machine. Give storage.root (and table.path, "
-            "where it is set) a place that all machines share: s3://bucket/prefix, or a folder that is mounted under "
-            "the same path on the driver and on all workers"
+            f"{socket.gethostname()}: {NOT_SHARED}"
         )

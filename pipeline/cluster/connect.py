@@ -40,8 +40,7 @@ def cluster(config: ClusterConfig) -> Iterator[None]:
     if config.address == "local":
         _start_local(config.num_cpus)
     else:
-        _check_answers(config.address)
-        ray.init(address=config.address, log_to_driver=False, logging_level="ERROR")
+        _join(config.address)
     try:
         yield
     finally:
@@ -77,17 +76,19 @@ def _start_local(num_cpus: int | None) -> None:
                 ) from error
 
 
-def _check_answers(address: str) -> None:
-    """Ray itself tries an address where nobody answers for minutes."""
+def _join(address: str) -> None:
     host, separator, port = address.removeprefix("ray://").rpartition(":")
-    if not separator:
-        return  # `auto` and the like
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_TIMEOUT_S).close()
-    except (OSError, ValueError) as error:
+        if separator:
+            # Ray itself tries an address where nobody answers for minutes.
+            socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_TIMEOUT_S).close()
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    # OverflowError: a port above 65,535. ValueError: what is no address at all, and versions that do not fit.
+    except (OSError, ValueError, OverflowError, RuntimeError) as error:
+        lines = str(error).splitlines() or [type(error).__name__]
         raise ConnectionError(
-            f"cluster.address {address}: {error}; it has to be host:port of a Ray head that runs "
-            "(`ray start --head` prints it), `auto`, or `local`"
+            f"cluster.address {address}: {lines[0]}; it has to be host:port of a Ray head that runs "
+            "(`ray start --head` prints it), `auto`, `local`, or `none` to do without Ray"
         ) from error
 
 

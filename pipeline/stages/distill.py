@@ -10,7 +10,7 @@ from mvqkd.pipeline.show.progress import bar, say
 from mvqkd.storage.artifacts import load_artifact, read_json, write_json
 from mvqkd.storage.errors import ArtifactError, ObjectMissingError, StorageError, TableError
 from mvqkd.storage.location import Location
-from mvqkd.storage.shared_place import require_seen
+from mvqkd.storage.shared_place import NOT_SHARED, SharedPlaceError, require_seen
 from mvqkd.storage.table import IndexTable
 from mvqkd.workers.distill.settings import DistillConfig
 from mvqkd.workers.distill.student_record import NAME, StudentRecord, load_record, verified_record
@@ -45,9 +45,15 @@ def distill_stage(run: Run, name: str | None = None) -> dict[str, Any]:
     key = digest({**same_for_all, "of_codes": settings.model_dump(include=_OF_CODES_ONLY)})
     record = _existing(out)
     if record is None or record.digest != key:
+        before = None if record is None else record.digest
         _train(run, name, student, settings, table, key)
         require_seen(out, f"{NAME}.json")
         record = load_record(out)
+        if record.digest == before:
+            raise SharedPlaceError(
+                f"{out.full_url(NAME)}.json: still of the training before, though the new one has ended: "
+                f"{NOT_SHARED}"
+            )
     if record.digest != key:
         raise StageError(
             f"{out.url}: another training put its student here while this one ran; repeat this one with a "

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mvqkd.pipeline.run_folder import Run
+from mvqkd.pipeline.show.progress import say
 from mvqkd.storage.artifacts import read_json, write_json
 from mvqkd.storage.errors import ObjectMissingError
 from mvqkd.storage.failures import FAILURES_FOLDER, read_failures
@@ -42,21 +43,39 @@ class Extracted:
         Args:
             sizes: listing of the table's folder.
         """
+        try:
+            found = cls._kept(run, table)
+        except (KeyError, TypeError, ValueError) as error:
+            # What it says can be found again, so it stops nobody.
+            say(f"{run.root.full_url(STATE)}: damaged ({error}); the table is counted anew")
+            found = None
+        if found is not None and found.shards <= set(shard_names(sizes)):
+            found.read_footers(sizes)
+            return found
         found = cls(table=table, total=SummaryTotal(table.contract))
+        if sizes:
+            found.look_again(sizes)
+        return found
+
+    @classmethod
+    def _kept(cls, run: Run, table: IndexTable) -> "Extracted | None":
+        """What `save` kept, if it is of this table."""
         try:
             state: dict[str, Any] = read_json(run.root, STATE)
         except ObjectMissingError:
-            state = {}
-        same = state.get("table") == table.location.url and state.get("contract") == table.contract.digest()
-        if same and set(state["shards"]) <= set(shard_names(sizes)):
-            found.total.add(ShardSummary.from_dict(state["total"], where=run.root.full_url(STATE)))
-            found.shards = set(state["shards"])
-            found.failures = state["failures"]
-            found.num_failures, found.num_left_out = state["num_failures"], state["num_left_out"]
-            found.read_footers(sizes)
-        elif sizes:
-            found.look_again(sizes)
-        return found
+            return None
+        if (state["table"], state["contract"]) != (table.location.url, table.contract.digest()):
+            return None
+        total = SummaryTotal(table.contract)
+        total.add(ShardSummary.from_dict(state["total"], where=run.root.full_url(STATE)))
+        return cls(
+            table=table,
+            total=total,
+            shards=set(state["shards"]),
+            failures=dict(state["failures"]),
+            num_failures=int(state["num_failures"]),
+            num_left_out=int(state["num_left_out"]),
+        )
 
     def save(self, run: Run) -> None:
         """Keep it for the next run."""

@@ -20,3 +20,10 @@ def test_an_address_where_nobody_answers_is_named_at_once(
         address = address.format(port=nobody.getsockname()[1])
         with pytest.raises(ConnectionError, match=f"cluster.address {address}.*ray start --head"):
             cluster(ClusterConfig(address=address)).__enter__()
+
+
+@pytest.mark.parametrize("address", ["locl", "localhost", "127.0.0.1:99999", "127.0.0.1:-1"])
+def test_what_is_no_address_is_named_with_its_key(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(ConnectionError, match=f"cluster.address {address}: .*`none` to do without Ray"):
+        cluster(ClusterConfig(address=address)).__enter__()

@@ -10,6 +10,7 @@ from mvqkd.pipeline.errors import StageError
 from mvqkd.pipeline.stages.decode import decode_stage
 from mvqkd.pipeline.stages.distill import distill_stage
 from mvqkd.storage.errors import TableError
+from mvqkd.storage.shared_place import SharedPlaceError
 from mvqkd.workers.distill.trainer import StudentTrainer
 
 pytestmark = pytest.mark.integration
@@ -46,9 +47,26 @@ def test_a_training_that_was_overtaken_says_so(
     run = make_run(
         copy_of(done, tmp_path, "plan", "quantizer", "table", "students"), tmp_path, "distill.seed=7"
     )
-    # What lies there at the end is the student of another seed.
-    monkeypatch.setattr(PoolHere, "train", lambda *_, **__: None)
+    other = run.student("baseline")
+
+    def overtaken(*_: object, **__: object) -> None:
+        """What lies there at the end is the student of another training."""
+        for name in ("student.safetensors", "student.json"):
+            run.student("mvqkd").replace(name, other.read_bytes(name))
+
+    monkeypatch.setattr(PoolHere, "train", overtaken)
     with pytest.raises(StageError, match=r"another training.*storage\.root of its own"):
+        distill_stage(run)
+
+
+def test_a_student_that_a_worker_wrote_elsewhere_is_not_taken_for_the_old_one(
+    done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(
+        copy_of(done, tmp_path, "plan", "quantizer", "table", "students"), tmp_path, "distill.seed=7"
+    )
+    monkeypatch.setattr(PoolHere, "train", lambda *_, **__: None)
+    with pytest.raises(SharedPlaceError, match=r"still of the training before.*s3://bucket/prefix"):
         distill_stage(run)
 
 

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny import Done, copy_of, make_run, objects, run_tree, write_corpus
@@ -121,6 +122,18 @@ def test_the_figures_do_not_depend_on_how_often_it_was_interrupted(done: Done, t
     first.unlink()
     assert figures() == expected  # of one shard and footers
     assert figures() == expected  # of what was kept
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"table": 3}', '{"a": 1, "a": 2}'])
+def test_what_was_kept_of_the_table_may_be_damaged(
+    done: Done, tmp_path: Path, text: str, capsys: Any
+) -> None:
+    run = make_run(copy_of(done, tmp_path, "plan", "quantizer", "table"), tmp_path)
+    (tmp_path / "run" / STATE).write_text(text)
+    assert extract_stage(run)["table"]["rows"] == 12
+    assert f"{STATE}: damaged" in capsys.readouterr().err
+    extract_stage(run)
+    assert "damaged" not in capsys.readouterr().err
 
 
 def test_results_that_are_not_seen_here_are_not_believed(
