@@ -6,7 +6,7 @@ from mvqkd.storage.location import Location
 
 NOT_SHARED = (
     "a local folder belongs to one machine. Give storage.root (and table.path, where it is set) a place that all "
-    "machines share: s3://bucket/prefix, or a folder that is mounted under the same path on the driver and on all workers"
+    "machines share: s3://bucket/prefix, or a folder mounted under the same path on the driver and on all workers"
 )
 
 

@@ -149,7 +149,7 @@ def test_results_that_are_not_seen_here_are_not_believed(
         return written
 
     monkeypatch.setattr(IndexTable, "write_shard", elsewhere)
-    with pytest.raises(SharedPlaceError, match=r"s3://bucket/prefix, or a folder that is mounted"):
+    with pytest.raises(SharedPlaceError, match=r"s3://bucket/prefix, or a folder mounted"):
         extract_stage(run)
 
 
