@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import soundfile
 import yaml
+from s3_server import S3Server
 
 from mvqkd.pipeline.run_file import load_config
 from mvqkd.pipeline.run_folder import Run
@@ -99,3 +100,13 @@ def many_shards(done: Done, folder: Path) -> dict[str, Any]:
         "corpus": {"root": str(folder / "corpus")},
         "extract": {"shard_hours": 0.0006, "batch_seconds": 30.0},
     }
+
+
+def on_s3(tree: dict[str, Any], server: S3Server, prefix: str) -> dict[str, Any]:
+    """A run file for real Ray actors and a real S3 server."""
+    storage = {
+        "root": f"s3://{server.bucket}/{prefix}",
+        "endpoint_url": server.endpoint_url,
+        "region": "us-east-1",
+    }
+    return {**tree, "cluster": {"address": "local", "num_cpus": 2}, "storage": storage}

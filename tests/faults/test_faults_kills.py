@@ -11,8 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import Done, copy_of, make_run, many_shards, objects, write_run_file
+import ray
+import s3fs
+from s3_server import S3Server
+from tiny import Done, copy_of, make_run, many_shards, objects, on_s3, write_run_file
 
+from mvqkd.pipeline.stages.decode import decode_stage
 from mvqkd.pipeline.stages.distill import distill_stage
 from mvqkd.pipeline.stages.extract import extract_stage
 from mvqkd.pipeline.stages.plan import need_plan
@@ -27,7 +31,9 @@ def test_killed_driver_loses_no_shard(ray_session: None, done: Done, tmp_path: P
     tree = many_shards(done, tmp_path)
     undisturbed = make_run({**tree, "table": {"path": str(tmp_path / "undisturbed")}}, tmp_path)
     extract_stage(undisturbed)
-    run_file = write_run_file({**tree, **ON_RAY}, tmp_path)
+    # On the cluster of these tests, which lives on when the driver dies.
+    joined = {"address": ray.get_runtime_context().gcs_address}
+    run_file = write_run_file({**tree, "cluster": joined}, tmp_path)
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     environment.pop("RAY_ADDRESS", None)
     driver = subprocess.Popen(
@@ -63,26 +69,30 @@ def test_killed_actor_costs_nothing(ray_session: None, done: Done, tmp_path: Pat
     assert objects(run.table) == objects(undisturbed.table)
 
 
-def test_training_resumes_after_its_process_is_killed(ray_session: None, done: Done, tmp_path: Path) -> None:
+def test_training_resumes_after_its_process_is_killed(
+    ray_session: None, done: Done, tmp_path: Path, s3_environment: S3Server
+) -> None:
+    """Ray Train, checkpoints in S3, a killed process: the weights are those of one process on a disk."""
     tree = copy_of(done, tmp_path, "plan", "quantizer", "table")
     settings = ("distill.epochs=30", "distill.checkpoint_steps=5", "distill.loss_scale=0.2")
-    undisturbed = make_run(
-        tree, tmp_path, *settings, f"storage.root={tmp_path}/other", f"table.path={tmp_path}/run/table"
-    )
+    settings = (*settings, f"table.path={tmp_path}/run/table")
+    undisturbed = make_run(tree, tmp_path, *settings)
     distill_stage(undisturbed)
-    run = make_run({**tree, **ON_RAY}, tmp_path, *settings)
+    run = make_run(on_s3(tree, s3_environment, tmp_path.name), tmp_path, *settings)
     job = in_background(lambda: distill_stage(run))
+    checkpoints = s3fs.S3FileSystem(endpoint_url=s3_environment.endpoint_url, use_listings_cache=False)
+    folder = run.student("mvqkd").join("checkpoints").base_path
     deadline = time.monotonic() + 200
-    while not list((tmp_path / "run/students/mvqkd/checkpoints").rglob("state.pt")):
+    while not checkpoints.glob(f"{folder}/**/state.pt"):
         assert not job.done() and time.monotonic() < deadline
-        time.sleep(0.01)
+        time.sleep(0.05)
     for process in own_processes(b"ray::RayTrainWorker"):
         os.kill(process, signal.SIGKILL)
     job.result()
-    weights = [
-        (Path(r.student("mvqkd").base_path) / "student.safetensors").read_bytes() for r in (run, undisturbed)
-    ]
+    weights = [r.student("mvqkd").read_bytes("student.safetensors") for r in (run, undisturbed)]
     assert weights[0] == weights[1]
+    ours, theirs = ({**decode_stage(r), "errors": ""} for r in (run, undisturbed))
+    assert ours == theirs
 
 
 def wait_for_first_shard(table: Path, is_alive: Any) -> None:

@@ -29,10 +29,9 @@ def an4_part(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_real_speech_becomes_a_table(ray_session: None, shared: Path, an4_part: Path, tmp_path: Path) -> None:
+def test_real_speech_becomes_a_table(shared: Path, an4_part: Path, tmp_path: Path) -> None:
     tree = run_tree(an4_part, shared / "teachers" / "whisper-base-encoder", tmp_path / "run")
     tree["teacher"]["layer"] = 3
-    tree["cluster"]["address"] = "local"
     tree["quantizer"] = {
         "num_codebooks": 4,
         "codebook_size": 256,
