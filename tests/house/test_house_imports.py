@@ -28,7 +28,7 @@ def run(folder: Path, path: Path, code: str) -> subprocess.CompletedProcess[str]
 
 USE = (
     "import models, workers; assert models.MINE and workers.MINE\n"
-    "from mvqkd.models.quantizer import Quantizer\nfrom mvqkd.storage.table import IndexTable\n"
+    "from mvqkd.models.quantizer import FitConfig\nfrom mvqkd.storage.table import IndexTable\n"
     "from mvqkd.pipeline.cli import app\nimport mvqkd\nprint(mvqkd.__file__)"
 )
 

@@ -92,7 +92,7 @@ def test_items_that_never_work_are_given_back_and_the_rest_is_done(work: Any, tm
 
 
 def test_an_item_over_its_time_loses_its_worker(work: Any) -> None:
-    outcomes = work(["hang-1"], timeout_s=2.0)
+    outcomes = work(["hang-1"], timeout_s=1.0)
     assert (outcomes["hang-1"].attempts, outcomes["hang-1"].failed) == (2, False)
 
 

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.integration
 def test_on_ray_and_s3_as_in_one_process_on_disk(
     ray_session: None, done: Done, tmp_path: Path, s3_environment: S3Server
 ) -> None:
-    run = make_run(on_s3(done[0], s3_environment, tmp_path.name), tmp_path)
+    run = make_run(on_s3(done[0], s3_environment, tmp_path.name), tmp_path, "extract.actors=1")
     plan_stage(run)
     fit_stage(run)
     extract_stage(run)
