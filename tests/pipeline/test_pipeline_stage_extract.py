@@ -12,6 +12,7 @@ from mvqkd.pipeline.stages.extract import extract_stage
 from mvqkd.pipeline.stages.extracted import STATE
 from mvqkd.pipeline.stages.plan import need_plan, plan_stage
 from mvqkd.storage.failures import read_failures
+from mvqkd.storage.location import Location
 from mvqkd.storage.shared_place import SharedPlaceError
 from mvqkd.storage.table import IndexTable
 
@@ -122,6 +123,24 @@ def test_the_figures_do_not_depend_on_how_often_it_was_interrupted(done: Done, t
     first.unlink()
     assert figures() == expected  # of one shard and footers
     assert figures() == expected  # of what was kept
+
+
+def test_with_nothing_to_do_the_table_is_listed_once_and_no_shard_is_read(
+    done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(copy_of(done, tmp_path, "plan", "quantizer", "table"), tmp_path)
+    extract_stage(run)
+    listed: list[str] = []
+    listing = Location.list
+
+    def count(location: Location, path: str = "") -> dict[str, int]:
+        listed.append(location.full_url(path) if path else location.url)
+        return listing(location, path)
+
+    monkeypatch.setattr(Location, "list", count)
+    monkeypatch.setattr(IndexTable, "summary_of", lambda *_: pytest.fail("a shard was read"))
+    assert extract_stage(run)["shards_found_done"] > 3
+    assert [url for url in listed if url.startswith(run.table.url)] == [run.table.url]
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"table": 3}', '{"a": 1, "a": 2}'])
