@@ -19,8 +19,15 @@ demo: setup
 	$(BIN)/python -m demo.synthesize $(RUN)/corpus
 	$(BIN)/mvqkd run configs/demo.yaml
 
+# The tests on a Ray cluster mostly wait, so the others run beside them.
+ON_RAY := tests/faults tests/jobs
+
 test: setup
-	$(BIN)/python -m pytest
+	@mkdir -p build; trap 'kill $$on_ray 2>/dev/null' INT TERM; \
+	$(BIN)/python -m pytest $(ON_RAY) >build/tests-on-ray.log 2>&1 & on_ray=$$!; \
+	$(BIN)/python -m pytest $(addprefix --ignore=,$(ON_RAY)); others=$$?; \
+	echo "tests on a Ray cluster:"; wait $$on_ray; code=$$?; cat build/tests-on-ray.log; \
+	exit $$((others > code ? others : code))
 
 unit: setup
 	$(BIN)/python -m pytest -m "not integration and not shared"

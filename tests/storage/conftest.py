@@ -24,7 +24,7 @@ def make_row(index: int, *, num_frames: int, num_codebooks: int, rng: np.random.
     text = " ".join(rng.choice(WORDS, 5))
     supervision = {"id": name, "recording_id": name, "start": 0.0, "duration": duration, "channel": 0,
                    "text": text, "speaker": speaker}  # fmt: skip
-    source = {"type": "file", "channels": [0], "source": f"/data/an4/audio/train/{name}.flac"}
+    source = {"type": "file", "channels": [0], "source": f"audio/train/{name}.flac"}
     recording = {"id": name, "sources": [source], "sampling_rate": 16000, "num_samples": num_samples,
                  "duration": duration, "channel_ids": [0]}  # fmt: skip
     cut = {"id": name, "start": 0, "duration": duration, "channel": 0, "supervisions": [supervision],
