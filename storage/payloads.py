@@ -54,8 +54,8 @@ def codes_column(codes: Sequence[np.ndarray], num_codebooks: int) -> pa.Array:
 def split_codes(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     """All codes of a `codes` column as one (F, N) uint8 array, and its rows' (rows + 1,) offsets."""
     lists = column.combine_chunks()
-    flat_FN = lists.values.flatten().to_numpy().reshape(-1, column.type.value_type.list_size)
-    return flat_FN, lists.offsets.to_numpy()
+    flat_FN = np.from_dlpack(lists.values.flatten()).reshape(-1, column.type.value_type.list_size)
+    return flat_FN, np.from_dlpack(lists.offsets)
 
 
 def check_codes(cut: str, codes: object, num_frames: int, contract: TableContract) -> None:

@@ -153,8 +153,8 @@ def summarize_rows(table: pa.Table, contract: TableContract, *, codes_bytes: int
     Raises:
         TableError: the codes do not fit the frames or the codebooks, or a figure is not finite.
     """
-    durations, rrl = table["duration"].to_numpy(), table["rrl"].to_numpy().astype(np.float64)
-    num_frames = table["num_frames"].to_numpy()
+    durations, rrl = _numbers(table, "duration"), _numbers(table, "rrl").astype(np.float64)
+    num_frames = _numbers(table, "num_frames")
     if not (np.isfinite(durations).all() and np.isfinite(rrl).all()):
         raise TableError(f"{where}: a duration or an rrl that is no finite number; {EXTRACT_AGAIN}")
     worst = int(rrl.argmax()) if table.num_rows else None
@@ -233,6 +233,11 @@ def complete(
     return summary
 
 
+def _numbers(table: pa.Table, name: str) -> np.ndarray:
+    """A column of numbers. Not by `to_numpy`, which imports pandas where it is installed, and takes a second for it."""
+    return np.from_dlpack(table[name].combine_chunks())
+
+
 def _speaker_s(table: pa.Table) -> dict[str, float]:
     speaker_s: defaultdict[str, float] = defaultdict(float)
     for speaker, seconds in zip(table["speaker"].to_pylist(), table["duration"].to_pylist(), strict=True):
@@ -242,7 +247,7 @@ def _speaker_s(table: pa.Table) -> dict[str, float]:
 
 
 def _counts_NK(table: pa.Table, contract: TableContract, *, where: str) -> np.ndarray:
-    num_frames = table["num_frames"].to_numpy()
+    num_frames = _numbers(table, "num_frames")
     codes_FN = checked_codes(table[CODES], num_frames, contract, where=where, remedy=EXTRACT_AGAIN)
     counts = [np.bincount(codes_F, minlength=contract.codebook_size) for codes_F in codes_FN.T]
     return np.stack(counts).astype(np.int64)

@@ -32,6 +32,7 @@ HEAVY = {
     "matplotlib",
     "soundfile",
     "pyarrow.dataset",
+    "pandas",
     "s3fs",
 }
 
