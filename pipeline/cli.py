@@ -1,18 +1,19 @@
-"""The command line: `mvqkd plan | fit | extract | distill | decode | run RUN.yaml`, `mvqkd init CORPUS TEACHER`,
-`mvqkd inspect TABLE`."""
+"""The command line: `mvqkd plan | fit | extract | distill | decode | run RUN.yaml`, `mvqkd submit STAGE RUN.yaml`,
+`mvqkd init CORPUS TEACHER`, `mvqkd inspect TABLE`."""
 
 import io
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mvqkd import __version__
-from mvqkd.pipeline.errors import PoolError, StageError
-from mvqkd.pipeline.show.result import json_line, print_figures
+from mvqkd.pipeline.command import AsJson, Overrides, RunFile, StudentName
+from mvqkd.pipeline.command import finish as _finish
+from mvqkd.pipeline.command import known_student as _known_student
+from mvqkd.pipeline.command import run_stage as _stage
 
 if TYPE_CHECKING:
     from mvqkd.pipeline.run_folder import Run
@@ -30,23 +31,6 @@ app = typer.Typer(
         "extracted or trained is not done again."
     ),
 )
-
-RunFile = Annotated[Path, typer.Argument(help="The run file (YAML).", show_default=False)]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as in --set distill.lr=5e-4."),
-]
-AsJson = Annotated[
-    bool, typer.Option("--json", help="Print the result as one line of JSON, last on standard output.")
-]
-StudentName = Annotated[
-    str | None,
-    typer.Option(
-        "--student",
-        metavar="NAME",
-        help="A student of the run file; without a list there are mvqkd and baseline (no codes).",
-    ),
-]
 
 
 def _print_version(wanted: bool) -> None:
@@ -153,6 +137,48 @@ def run(run_file: RunFile, set_: Overrides = None, as_json: AsJson = False) -> N
 
 
 @app.command()
+def submit(
+    stage: Annotated[
+        str, typer.Argument(metavar="STAGE", help="One of the stages, or run.", show_default=False)
+    ],
+    run_file: RunFile,
+    address: Annotated[
+        str,
+        typer.Option(
+            metavar="URL",
+            envvar="RAY_API_SERVER_ADDRESS",
+            help="The dashboard of the cluster, as in http://127.0.0.1:8265.",
+        ),
+    ],
+    set_: Overrides = None,
+    student: StudentName = None,
+    include: Annotated[
+        list[Path] | None,
+        typer.Option("--include", metavar="PATH", help="A file, or a folder of Python files, to take along."),
+    ] = None,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not follow the log.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a stage as a job on a Ray cluster, follow its log, and end with its exit code."""
+
+    def work() -> dict[str, Any]:
+        from mvqkd.pipeline.job_files import prepare_job
+
+        job = prepare_job(
+            stage, run_file, overrides=set_ or [], student=student, include=include or [], as_json=as_json
+        )
+        from mvqkd.pipeline.cluster.submit import submit_and_follow
+
+        name, code = submit_and_follow(address, job, wait=not no_wait)
+        return {"submission_id": name, "exit_code": code}
+
+    # A log that was followed ends with the stage's own result.
+    result = _finish(work, as_json and no_wait, None if no_wait else lambda result: None)
+    if result["exit_code"]:
+        raise typer.Exit(result["exit_code"])
+
+
+@app.command()
 def init(
     corpus: Annotated[
         str,
@@ -217,58 +243,3 @@ def main() -> None:
         # A name in the results that the terminal has no letters for must not lose the result.
         sys.stdout.reconfigure(errors="backslashreplace")
     app()
-
-
-def _known_student(run: "Run", name: str | None) -> str:
-    """The student that is meant, which the run file has; told before anything slow is imported."""
-    name = run.config.default_student() if name is None else name
-    run.config.student_settings(name)
-    return name
-
-
-def _stage(
-    work: Callable[["Run"], dict[str, Any]],
-    run_file: Path,
-    overrides: list[str] | None,
-    as_json: bool,
-    show: Callable[[dict[str, Any]], None] | None = None,
-) -> dict[str, Any]:
-    def whole() -> dict[str, Any]:
-        from mvqkd.pipeline.run_file import load_config
-
-        config = load_config(run_file, overrides or [])
-        from mvqkd.pipeline.run_folder import Run
-
-        return work(Run(config))
-
-    return _finish(whole, as_json, show)
-
-
-def _finish(
-    work: Callable[[], dict[str, Any]], as_json: bool, show: Callable[[dict[str, Any]], None] | None = None
-) -> dict[str, Any]:
-    """Do the work and print its result; turn expected errors into a message and an exit code."""
-    try:
-        result = work()
-    # ValueError is what every room raises for bad input, with a message for the user; OSError is a disk's or a
-    # network's.
-    except (ValueError, StageError, PoolError, OSError) as error:
-        print(f"mvqkd: {_message(error)}", file=sys.stderr)
-        raise typer.Exit(2) from error
-    except KeyboardInterrupt as error:
-        print("mvqkd: interrupted; the same command goes on where it stopped", file=sys.stderr)
-        raise typer.Exit(130) from error
-    if as_json:
-        print(json_line(result), flush=True)
-    elif show is not None:
-        show(result)
-    else:
-        print_figures(result)
-    return result
-
-
-def _message(error: Exception) -> str:
-    """What the operating system says, in the order of all other messages: the place, then what is wrong."""
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror}; check the path and its permissions"
-    return str(error) or type(error).__name__

@@ -13,6 +13,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from mvqkd.pipeline.run_config import ClusterConfig
+
 LONGEST_SOCKET = 107 if sys.platform.startswith("linux") else 103
 """Bytes of a socket's path that the operating system takes."""
 
@@ -21,6 +23,21 @@ _BELOW_TEMP_DIR = len("/session_2026-01-31_23-59-59_123456_1234567/sockets/plasm
 LONGEST_TEMP_DIR = LONGEST_SOCKET - _BELOW_TEMP_DIR
 
 SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
+
+
+def in_ray_job() -> bool:
+    """Whether this process is the driver of a job that was submitted to a cluster."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def as_in_job(config: ClusterConfig) -> ClusterConfig:
+    """What `cluster` means here: the driver of a job works on the cluster that runs the job, and `local`, which
+    would start a second Ray on the head node, is that one."""
+    return (
+        config.model_copy(update={"address": "auto"})
+        if config.address == "local" and in_ray_job()
+        else config
+    )
 
 
 def check_local_environment() -> None:
