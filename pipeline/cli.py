@@ -1,5 +1,5 @@
 """The command line: `mvqkd plan | fit | extract | distill | decode | run RUN.yaml`, `mvqkd submit STAGE RUN.yaml`,
-`mvqkd init CORPUS TEACHER`, `mvqkd inspect TABLE`."""
+`mvqkd status RUN.yaml`, `mvqkd init CORPUS TEACHER`, `mvqkd inspect TABLE`."""
 
 import io
 import os
@@ -165,7 +165,12 @@ def submit(
         from mvqkd.pipeline.job_files import prepare_job
 
         job = prepare_job(
-            stage, run_file, overrides=set_ or [], student=student, include=include or [], as_json=as_json
+            stage,
+            run_file,
+            overrides=set_ or [],
+            student=student,
+            include=include or [],
+            as_json=as_json and not no_wait,
         )
         from mvqkd.pipeline.cluster.submit import submit_and_follow
 
@@ -176,6 +181,27 @@ def submit(
     result = _finish(work, as_json and no_wait, None if no_wait else lambda result: None)
     if result["exit_code"]:
         raise typer.Exit(result["exit_code"])
+
+
+@app.command()
+def status(
+    run_file: RunFile,
+    set_: Overrides = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Look again every ten seconds, until nothing works any more.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """How far the extraction is, from storage alone, also after the cluster is gone."""
+    from mvqkd.pipeline.show.status_page import print_status
+    from mvqkd.pipeline.show.status_page import watch as watch_it
+
+    def work(run: "Run") -> dict[str, Any]:
+        from mvqkd.pipeline.stages.status import run_status
+
+        return watch_it(lambda: run_status(run)) if watch else run_status(run)
+
+    _stage(work, run_file, set_, as_json, show=print_status)
 
 
 @app.command()

@@ -13,13 +13,17 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SECRET = "not-to-be-seen-anywhere"
+"""In the environment of the shared head, as the credentials of a real cluster are."""
 START_LIMIT_S = 120.0
 PORT_OPTIONS = (
     "port",
@@ -107,6 +111,19 @@ def ray_head(*, num_cpus: int, extra: dict[str, str] | None = None) -> Iterator[
         finally:
             end(process.pid)
             process.wait()
+
+
+@pytest.fixture(scope="session")
+def head() -> Iterator[RayHead]:
+    """One head for all tests that submit to it or knock at its doors."""
+    environment = {
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "OMP_NUM_THREADS": "1",
+        "RAY_worker_niceness": "0",
+        "PYTHONPATH": os.fspath(REPOSITORY),
+    }
+    with ray_head(num_cpus=2, extra=environment) as head:
+        yield head
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], head: RayHead, log: Path) -> None:

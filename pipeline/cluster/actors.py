@@ -1,5 +1,7 @@
 """A worker and its settings as a Ray actor."""
 
+import os
+import socket
 import time
 from typing import Any
 
@@ -16,6 +18,7 @@ class WorkerActor:
     def __init__(self, settings: WorkerSettings, board: Any) -> None:
         self._worker = settings.build()
         self._board, self._key = board, ray.get_runtime_context().get_actor_id()
+        self._name = f"{socket.gethostname()}/{os.getpid()}"
         self._next_note = 0.0
 
     def run(self, item: Any, *, last_attempt: bool) -> Any:
@@ -23,10 +26,10 @@ class WorkerActor:
         last: list[Note] = []
 
         def note(now: Note) -> None:
-            last[:] = [now]
+            last[:] = [{**now, "worker": self._name}]
             if time.monotonic() >= self._next_note:
                 self._next_note = time.monotonic() + NOTE_EVERY_S
-                self._board.put.remote(self._key, now)
+                self._board.put.remote(self._key, last[0])
 
         result = self._worker.run(item, last_attempt=last_attempt, note=note)
         if last:

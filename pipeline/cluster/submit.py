@@ -31,6 +31,12 @@ STOPPED = 128 + 15  # as a shell says of a process that was ended by SIGTERM
 INTERRUPTED = 130
 _CONTENT = "mvqkd_content"
 _NAMED_TRIES = 3
+# Of Ray, on standard error; what is uploaded and what becomes of the job is told by us.
+_TALKATIVE = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
 
 
 class Jobs:
@@ -44,6 +50,8 @@ class Jobs:
     def __init__(self, address: str) -> None:
         self._address = address
         _check_answers(address)
+        for name in _TALKATIVE:
+            logging.getLogger(name).setLevel(logging.WARNING)
         with _told(address), _only_this_address():
             self._client = JobSubmissionClient(address)
 
@@ -74,15 +82,14 @@ class Jobs:
     def _submit(self, job: Job, name: str) -> str:
         with tempfile.TemporaryDirectory(prefix="mvqkd-job-") as folder:
             job.files.copy_to(Path(folder))
-            with _quiet_uploads():
-                return self._client.submit_job(
-                    entrypoint=job.entrypoint,
-                    submission_id=name,
-                    runtime_env={"working_dir": folder},
-                    metadata={_CONTENT: job.content(), "mvqkd_run": " ".join(job.place)},
-                    entrypoint_num_cpus=0,
-                    entrypoint_num_gpus=0,
-                )
+            return self._client.submit_job(
+                entrypoint=job.entrypoint,
+                submission_id=name,
+                runtime_env={"working_dir": folder},
+                metadata={_CONTENT: job.content(), "mvqkd_run": " ".join(job.place)},
+                entrypoint_num_cpus=0,
+                entrypoint_num_gpus=0,
+            )
 
     def _refuse_other(self, info: JobDetails, job: Job) -> None:
         if (info.metadata or {}).get(_CONTENT) != job.content():
@@ -222,18 +229,6 @@ def _told(address: str) -> Iterator[None]:
         ) from error
     except RuntimeError as error:
         raise ConnectionError(f"{address}: {_first_line(error)}") from error
-
-
-@contextmanager
-def _quiet_uploads() -> Iterator[None]:
-    """Ray tells of each package on standard error; what is uploaded is told by us."""
-    logger = logging.getLogger("ray.dashboard.modules.dashboard_sdk")
-    before = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 def _first_line(error: BaseException) -> str:
