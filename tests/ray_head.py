@@ -90,6 +90,11 @@ def ray_head(*, num_cpus: int, extra: dict[str, str] | None = None) -> Iterator[
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_USAGE_STATS_ENABLED": "0",
+            # All on the loopback interface, and none for metrics, as in `local_environment`.
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            "RAY_enable_metrics_collection": "0",
+            "AUTOSCALER_METRIC_PORT": "-1",
+            "DASHBOARD_METRIC_PORT": "-1",
             **(extra or {}),
         }
         command = [
