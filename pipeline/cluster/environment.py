@@ -90,7 +90,7 @@ def _tell_ray() -> None:
     constants.ENABLE_RAY_CLUSTER = _is_true(
         os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", str(not constants.IS_WINDOWS_OR_OSX))
     )
-    from ray._raylet import AuthenticationTokenLoader, Config
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()

@@ -50,5 +50,6 @@ def test_a_head_with_a_token_lets_nobody_in(head: RayHead) -> None:
     assert opened == {}
     token = head.environment["RAY_AUTH_TOKEN"]
     assert get(head.ports["dashboard-port"], "/api/jobs/", token=token) == 200
-    client_port = head.ports["ray-client-server-port"]
-    assert call(client_port, "/ray.rpc.RayletDriver/ClusterInfo", token=token) == grpc.StatusCode.OK
+    client_port, client_call = head.ports["ray-client-server-port"], "/ray.rpc.RayletDriver/ClusterInfo"
+    assert call(client_port, client_call) == grpc.StatusCode.UNAUTHENTICATED
+    assert call(client_port, client_call, token=token) == grpc.StatusCode.NOT_FOUND, "no client of this name"
