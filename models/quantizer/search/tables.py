@@ -132,12 +132,18 @@ class SearchTables:
         Raises:
             ValueError: a frame is so large that its costs would overflow; the rows are named.
         """
-        if len(x_BD) and not float(torch.linalg.vector_norm(x_BD, torch.inf)) <= self.largest:
+        if len(x_BD) and not float(x_BD.abs().amax()) <= self.largest:
             large = (~(x_BD.abs() <= self.largest).all(dim=1)).nonzero().squeeze(1).tolist()
             raise ValueError(
                 f"numbers beyond {self.largest:.3g} in {len(large)} of {len(x_BD)} frames (rows {large[:10]}) are too "
                 f"large to be encoded in {str(x_BD.dtype).removeprefix('torch.')}; leave this input out, or scale it"
             )
+        return self.codes_of_checked(x_BD, effort, start_BN, backend=backend)
+
+    def codes_of_checked(
+        self, x_BD: Tensor, effort: Effort, start_BN: Tensor | None = None, *, backend: Backend = "auto"
+    ) -> Tensor:
+        """`codes` of frames of which no number is NaN or beyond `largest`; on CUDA the host does not wait for it."""
         rows = _ROWS_PER_PRODUCT.get(x_BD.device.type, 4096)
         size = len(self.bias_M)
         at_once = rows * max(1, _COSTS_AT_ONCE.get(x_BD.device.type, 2**21) // (rows * size))
