@@ -185,7 +185,9 @@ def test_a_plan_that_a_worker_does_not_see_is_named(done: Done, tmp_path: Path) 
     settings = ExtractSettings(
         embedder=embedder_settings(run, share),
         quantizer=run.quantizer,
-        table=IndexTable.create(run.table, load_record(run.quantizer).contract()),
+        table=IndexTable.create(
+            run.table, load_record(run.quantizer).contract(search=run.config.extract.search)
+        ),
         plan=run.plan("train"),
         max_unreadable=0.2,
     )

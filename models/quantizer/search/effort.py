@@ -9,6 +9,28 @@ TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
+class Search:
+    """A way of encoding that has a name, so that a table can say how its codes were found.
+
+    Attributes:
+        passes: `refine_indexes_iters` of `Quantizer.encode`.
+        rank_of_dim: its `rank`, as a part of the embedding dimension; None is exact.
+    """
+
+    passes: int
+    rank_of_dim: float | None = None
+
+    def of_dim(self, dim: int) -> dict[str, int | None]:
+        """Arguments of `Quantizer.encode` for embeddings of this dimension."""
+        rank = None if self.rank_of_dim is None else max(1, round(self.rank_of_dim * dim))
+        return {"refine_indexes_iters": self.passes, "rank": rank}
+
+
+SEARCHES = {"full": Search(passes=5), "fast": Search(passes=1, rank_of_dim=0.375)}
+"""A name stands for one way for ever: tables hold it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Effort:
     """How long a frame is searched.
 
