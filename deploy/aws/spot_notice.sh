@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# Waits for the notice that EC2 gives two minutes before it takes a spot instance back. Then the node is drained: Ray
-# places nothing new on it, brings another one, and reports what is lost here as preempted and not as a fault.
+# Waits for the notice that EC2 gives two minutes before it takes a spot instance back; then the node leaves.
 set -euo pipefail
 metadata=${METADATA_URL:-http://169.254.169.254}
 every_s=${POLL_S:-5}
@@ -16,7 +15,4 @@ noticed() {
 
 until noticed; do sleep "$every_s"; done
 echo
-node=$(python -c 'import ray; ray.init("auto", logging_level="ERROR"); print(ray.get_runtime_context().get_node_id())')
-ray drain-node --address "$RAY_HEAD_IP:6379" --node-id "$node" --reason DRAIN_NODE_REASON_PREEMPTION \
-    --reason-message 'the spot instance is taken back' --deadline-remaining-seconds 110
-echo "drained $node"
+exec bash "$(dirname "${BASH_SOURCE[0]}")/../leave_node.sh" 110
