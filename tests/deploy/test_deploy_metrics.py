@@ -38,15 +38,16 @@ def expressions() -> list[str]:
 
 def test_every_metric_that_is_shown_or_watched_is_exported() -> None:
     used = {name for expression in expressions() for name in METRIC.findall(expression)}
-    assert used <= COUNTERS | GAUGES
-    # left_out, utterances and the rest are there to be seen too.
-    assert used == COUNTERS | GAUGES, "a metric that nobody looks at"
+    assert used == COUNTERS | GAUGES, "one that there is not, or one that nobody looks at"
 
 
 def test_counters_are_asked_for_their_growth_and_gauges_are_not() -> None:
     for expression in expressions():
+        # The first failure makes the counter, and Prometheus sees no growth in that.
+        if re.fullmatch(r"sum by \(run, stage\) \(\w+\) > 0", expression):
+            continue
         for name in METRIC.findall(expression):
-            grown = re.search(rf"(?:rate|increase)\({name}\b", expression)
+            grown = re.search(rf"\b(?:rate|increase)\({name}\b", expression)
             assert bool(grown) == (name in COUNTERS), expression
 
 
