@@ -5,15 +5,17 @@ from typing import Any
 
 import ray
 
+from mvqkd.pipeline.cluster.metrics import Labels, WorkerMetrics
 from mvqkd.pipeline.cluster.pool import Note, WorkerSettings
 
 NOTE_EVERY_S = 1.0
 
 
 class WorkerActor:
-    """Builds a worker where it runs and hands the items to it; `board` is told how far it is."""
+    """Builds a worker where it runs and hands the items to it; `board` is told how far it is, and so is Prometheus."""
 
-    def __init__(self, settings: WorkerSettings, board: Any) -> None:
+    def __init__(self, settings: WorkerSettings, board: Any, run: str = "") -> None:
+        self._metrics = WorkerMetrics(Labels.of(settings, run))
         self._worker = settings.build()
         self._board, self._key = board, ray.get_runtime_context().get_actor_id()
         self._next_note = 0.0
@@ -27,9 +29,11 @@ class WorkerActor:
             if time.monotonic() >= self._next_note:
                 self._next_note = time.monotonic() + NOTE_EVERY_S
                 self._board.put.remote(self._key, now)
+                self._metrics.note(now)
 
         result = self._worker.run(item, last_attempt=last_attempt, note=note)
         if last:
+            self._metrics.note(last[0])
             # Waited for, so that the driver has seen the end when it has the result.
             ray.get(self._board.put.remote(self._key, last[0]))
         return result

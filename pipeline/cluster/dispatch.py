@@ -17,6 +17,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from mvqkd.pipeline.cluster.actors import actor_of
 from mvqkd.pipeline.cluster.connect import check_fits, read_board, resources, start_board
+from mvqkd.pipeline.cluster.metrics import DriverMetrics, Labels
 from mvqkd.pipeline.cluster.pool import Note, Outcome, Resources, Share, Watch, WorkerSettings
 from mvqkd.pipeline.errors import PoolError
 from mvqkd.pipeline.run_config import ClusterConfig
@@ -28,10 +29,10 @@ POLL_S = 0.5
 
 
 class RayPool:
-    """Actors on the cluster that this process is connected to."""
+    """Actors on the cluster that this process is connected to; `run` is what the metrics call this run."""
 
-    def __init__(self, config: ClusterConfig) -> None:
-        self._config = config
+    def __init__(self, config: ClusterConfig, *, run: str = "") -> None:
+        self._config, self._run = config, run
 
     @property
     def resources(self) -> Resources:
@@ -50,21 +51,27 @@ class RayPool:
     ) -> Iterator[Outcome]:
         """As `Pool.run`. An attempt that takes longer than `timeout_s` has its actor killed."""
         check_fits(self._config, share)
-        board = start_board()
+        board, items = start_board(), list(items)
+        metrics = DriverMetrics(Labels.of(settings, self._run), left=len(items))
         actor = actor_of(settings, cpus=share.cpus, gpus=share.gpus)
 
         def look() -> None:
             watch.on_notes(list(read_board(board).values()))
 
+        def again(outcome: Outcome) -> None:
+            metrics.retried()
+            watch.on_retry(outcome)
+
         dispatcher = Dispatcher(
-            spawn=lambda: actor.remote(settings, board),
+            spawn=lambda: actor.remote(settings, board, self._run),
             workers=share.workers,
             max_attempts=max_attempts,
             timeout_s=timeout_s,
             on_poll=look,
-            on_retry=watch.on_retry,
+            on_retry=again,
         )
         for outcome in dispatcher.run(items):
+            metrics.ended(failed=outcome.failed)
             look()
             yield outcome
 

@@ -126,8 +126,8 @@ class Pool(Protocol):
 
 
 @contextmanager
-def open_pool(config: ClusterConfig) -> Iterator[Pool]:
-    """The pool that `cluster.address` names, for the time of the block.
+def open_pool(config: ClusterConfig, *, run: str = "") -> Iterator[Pool]:
+    """The pool that `cluster.address` names, for the time of the block; `run` is what its metrics call the run.
 
     Raises:
         ConnectionError: no cluster answers there, or none can be started here.
@@ -140,7 +140,7 @@ def open_pool(config: ClusterConfig) -> Iterator[Pool]:
     from mvqkd.pipeline.cluster.dispatch import RayPool
 
     with cluster(config):
-        yield RayPool(config)
+        yield RayPool(config, run=run)
 
 
 class PoolHere:

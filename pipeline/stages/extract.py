@@ -37,7 +37,7 @@ def extract_stage(run: Run) -> dict[str, Any]:
     todo = [shard for name, shard in planned.items() if name not in committed]
     work = _Work(table=table, extracted=extracted, num_todo=len(todo), began=time.monotonic())
     if todo:
-        with open_pool(run.config.cluster) as pool:
+        with open_pool(run.config.cluster, run=run.name) as pool:
             for outcome in _outcomes(run, table, todo, pool, work):
                 work.end(outcome)
         sizes = table.location.list()
