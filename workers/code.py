@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mvqkd.models.quantizer import SEARCHES, Coder, Quantizer
+from mvqkd.models.quantizer import Coder, Quantizer
 from mvqkd.models.teachers import Teacher
 
 
@@ -33,7 +33,7 @@ class Target:
     Attributes:
         layer: of those that the teacher was loaded for.
         quantizer: fitted on its embeddings, on the teacher's device.
-        search: a name out of `SEARCHES`.
+        search: how codes are searched, as of `Coder`.
     """
 
     layer: int
@@ -54,8 +54,8 @@ class BatchCoder:
         self._layers = sorted({target.layer for target in targets})
         self._coders: list[tuple[int, Coder]] = []
         for target in targets:
-            search = SEARCHES[target.search].of_dim(target.quantizer.dim)
-            self._coders.append((self._layers.index(target.layer), Coder(target.quantizer.eval(), **search)))
+            coder = Coder(target.quantizer.eval(), search=target.search)
+            self._coders.append((self._layers.index(target.layer), coder))
 
     def launch(self, waveforms: Sequence[Tensor]) -> "Launched":
         """Begin a batch of waveforms (num_samples,).

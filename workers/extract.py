@@ -68,14 +68,12 @@ class ExtractSettings:
         embedder: the teacher and how it is fed.
         tables: one or more, all of this teacher.
         plan, max_unreadable: as of `Extractor`.
-        at_once: shards that a worker is given at a time.
     """
 
     embedder: EmbedderSettings
     tables: tuple[TableSettings, ...]
     plan: Location
     max_unreadable: float
-    at_once: int = SHARDS_AT_ONCE
 
     def build(self) -> "Extractor":
         """Load teacher and quantizers in this process.

@@ -130,12 +130,12 @@ class Feeding:
             part = waiting.pop(0)
             if not part:
                 continue
-            computed, left_out, no_memory = _attempt(part, compute)
+            computed, refused, no_memory = _attempt(part, compute)
             if computed is not None:
                 yield computed
-            elif left_out is not None:
-                yield left_out
-                waiting.insert(0, [item for item in part if item.cut is not left_out.cut])
+            elif refused is not None:
+                yield LeftOut.by_teacher(part[refused.index].cut, refused, _without_index(refused))
+                waiting.insert(0, part[: refused.index] + part[refused.index + 1 :])
             elif part is again:
                 yield self._too_large(part[0], no_memory)
             else:
@@ -162,8 +162,9 @@ class Feeding:
 
 def _attempt(
     batch: list[Loaded], compute: Callable[[list[Tensor]], Result]
-) -> tuple[Computed[Result] | None, LeftOut | None, str]:
-    """What was computed; or a cut that cannot be; or what the device said when it had no room for so large a batch.
+) -> tuple[Computed[Result] | None, WaveformError | None, str]:
+    """What was computed; or what the teacher does not take; or what the device said when it had no room for so large a
+    batch.
 
     The caller acts on that only after this function has returned, because the exception holds on to the tensors that
     filled the device.
@@ -173,6 +174,9 @@ def _attempt(
     except torch.OutOfMemoryError as error:
         return None, None, str(error)
     except WaveformError as error:
-        # The teacher counts waveforms of its batch, which says nothing to a reader.
-        problem = str(error).removeprefix(f"waveform {error.index} ")
-        return None, LeftOut.by_teacher(batch[error.index].cut, error, problem), ""
+        return None, error.with_traceback(None), ""
+
+
+def _without_index(error: WaveformError) -> str:
+    # The teacher counts waveforms of its batch, which says nothing to a reader.
+    return str(error).removeprefix(f"waveform {error.index} ")

@@ -3,7 +3,7 @@
 Ray exports each name below with `ray_` before it, and a counter's with `_total` behind it, on the metrics port of every
 node. Rates and shares are left to Prometheus, which can sum over workers first: the share of time that the teacher is
 busy is `rate(teacher_busy_seconds) / rate(running_seconds)`, padding is
-`1 - rate(audio_seconds) / rate(computed_seconds)`, and RRL is `rate(squared_error) / rate(squared_norm)`.
+`1 - rate(audio_seconds) / rate(computed_seconds)`, and RRL is `rate(rrl_frames) / rate(frames)`.
 """
 
 import math
@@ -24,11 +24,10 @@ COUNTERS = {
     "left_out": ("mvqkd_left_out", "utterances that could not be used"),
     "shards": ("mvqkd_shards_written", "shards that a worker has written"),
     "bytes_written": ("mvqkd_written_bytes", "bytes of the shards that were written"),
-    "squared_error": (
-        "mvqkd_squared_error",
-        "squared distance of the embeddings from what their codes stand for",
-    ),
-    "squared_norm": ("mvqkd_squared_norm", "squared distance of the embeddings from their mean"),
+    "frames": ("mvqkd_frames", "frames that the teacher has done"),
+    "rrl_frames": ("mvqkd_rrl_frames", "frames times the relative reconstruction loss of their utterance"),
+    "quantizer_busy_s": ("mvqkd_quantizer_busy_seconds", "seconds in which quantizers computed"),
+    "waited_s": ("mvqkd_waited_seconds", "seconds in which the teacher waited for audio"),
 }
 """By the key in a note's `meters`: a metric's name and what it says. All grow while a worker lives."""
 

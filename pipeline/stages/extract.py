@@ -58,9 +58,16 @@ def extract_stage(run: Run) -> dict[str, Any]:
 
 def _need_quantizer(run: Run) -> QuantizerRecord:
     try:
-        return load_record(run.quantizer)
+        record = load_record(run.quantizer)
     except ArtifactError as error:
         raise StageError(f"{error}; `mvqkd fit` makes it") from error
+    layer = record.teacher["layer"]
+    if run.config.teacher.layer not in (None, layer):
+        raise StageError(
+            f"{run.quantizer.url}: this quantizer was fitted on layer {layer} of the teacher, but teacher.layer is "
+            f"{run.config.teacher.layer}; set it back, or use another storage.root"
+        )
+    return record
 
 
 def _refuse_foreign(table: IndexTable, names: Sequence[str]) -> None:
@@ -77,10 +84,15 @@ def _outcomes(
     run: Run, table: IndexTable, todo: Sequence[Shard], pool: Pool, work: "_Work"
 ) -> Iterator[Outcome]:
     from mvqkd.pipeline.stages.sizing import embedder_settings, extract_share
-    from mvqkd.workers.extract import ExtractSettings, TableSettings
+    from mvqkd.workers.extract import SHARDS_AT_ONCE, ExtractSettings, TableSettings
 
     share = extract_share(run, pool.resources)
-    share = replace(share, workers=min(share.workers, len(todo)))
+    share = replace(
+        share,
+        workers=min(share.workers, len(todo)),
+        at_once=SHARDS_AT_ONCE,
+        size=lambda shard: shard.hours,
+    )
     settings = ExtractSettings(
         embedder=embedder_settings(run, share),
         tables=(TableSettings(table=table, quantizer=run.quantizer),),

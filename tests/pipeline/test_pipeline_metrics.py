@@ -70,8 +70,8 @@ def test_a_figure_that_is_none_does_not_spoil_the_sum() -> None:
     recorded = Recorded()
     metrics = WorkerMetrics(LABELS, instruments=recorded)
     for value in (4.0, float("nan"), 6.0, 7.0):
-        metrics.note({"meters": {"squared_error": value}})
-    assert recorded.values == {"mvqkd_squared_error": 7.0}
+        metrics.note({"meters": {"rrl_frames": value}})
+    assert recorded.values == {"mvqkd_rrl_frames": 7.0}
 
 
 def test_every_name_is_one_that_prometheus_takes_and_is_there_once() -> None:

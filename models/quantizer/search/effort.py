@@ -1,6 +1,9 @@
 """How long the codes of a frame are searched, and from when on a code counts as better."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+Products = Literal["float32", "bfloat16"]
 
 MAX_TENURE = 3
 _MOVES_PER_PASS = 4
@@ -14,19 +17,17 @@ class Search:
 
     Attributes:
         passes: `refine_indexes_iters` of `Quantizer.encode`.
-        rank_of_dim: its `rank`, as a part of the embedding dimension; None is exact.
+        products: to what the factors of the products of frames and centers are rounded.
     """
 
     passes: int
-    rank_of_dim: float | None = None
-
-    def of_dim(self, dim: int) -> dict[str, int | None]:
-        """Arguments of `Quantizer.encode` for embeddings of this dimension."""
-        rank = None if self.rank_of_dim is None else max(1, round(self.rank_of_dim * dim))
-        return {"refine_indexes_iters": self.passes, "rank": rank}
+    products: Products
 
 
-SEARCHES = {"full": Search(passes=5), "fast": Search(passes=1, rank_of_dim=0.375)}
+SEARCHES = {
+    "full": Search(passes=5, products="float32"),
+    "fast": Search(passes=1, products="bfloat16"),
+}
 """A name stands for one way for ever: tables hold it."""
 
 
