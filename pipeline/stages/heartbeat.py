@@ -50,7 +50,7 @@ class Heartbeat:
     every_s: float = BEAT_EVERY_S
     _left: dict[int, float] = field(init=False)  # hours of the shards that are not through, by position
     _num_failed: int = field(default=0, init=False)
-    _notes: Sequence[Note] = field(default=(), init=False)
+    _in_hand: dict[int, Note] = field(default_factory=dict, init=False)
     _samples: deque[tuple[float, float]] = field(default_factory=deque, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
     _end: threading.Event = field(default_factory=threading.Event, init=False)
@@ -78,38 +78,38 @@ class Heartbeat:
             self._write("working")
 
     def take(self, notes: Sequence[Note]) -> None:
-        """What every worker says of the shard that it has: `position`, and `hours` of it that are through."""
+        """What workers said last of a shard that they have: `position`, and `hours` of it that are through."""
         with self._lock:
-            self._notes = notes
+            self._in_hand |= {note["position"]: note for note in notes}
 
     def through(self, position: int, *, is_failed: bool) -> None:
         """A shard is committed, or given up."""
         with self._lock:
             hours = self._left.pop(position)
+            self._in_hand.pop(position, None)
             if is_failed:
                 self._num_failed += 1
             else:
                 self.shards_done += 1
                 self.hours_done += hours
 
-    def _in_hand(self) -> list[dict[str, Any]]:
+    def _told(self) -> list[dict[str, Any]]:
         return [
             {
                 "worker": note.get("worker", ""),
-                "position": note["position"],
+                "position": position,
                 "hours": note["hours"],
-                "of_hours": self._left[note["position"]],
+                "of_hours": self._left[position],
             }
-            for note in self._notes
-            if note["position"]
-            in self._left  # the last note of a worker that is gone may be of a shard that is done
+            for position, note in sorted(self._in_hand.items())
+            if position in self._left  # the last note of a worker that is gone may be of a shard that is done
         ]
 
     def _write(self, state: str) -> None:
         now = time.time()
         with self._lock:
             done, failed, hours_done = self.shards_done, self._num_failed, self.hours_done
-            in_hand = self._in_hand() if state == "working" else []
+            in_hand = self._told() if state == "working" else []
         self._samples.append((now, hours_done + sum(one["hours"] for one in in_hand)))
         while now - self._samples[0][0] > RATE_WINDOW_S:
             self._samples.popleft()
