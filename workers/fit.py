@@ -19,7 +19,8 @@ from torch import Tensor
 from mvqkd.models.quantizer import FitConfig, FitProgress, FitResult, fit_quantizer
 from mvqkd.storage.errors import ObjectMissingError
 from mvqkd.storage.location import Location
-from mvqkd.workers.embed import Embedder, EmbedderSettings, LeftOut
+from mvqkd.workers.embed import Embedder, EmbedderSettings
+from mvqkd.workers.feed import LeftOut
 from mvqkd.workers.quantizer_record import QuantizerRecord, TrainingData, save_quantizer
 from mvqkd.workers.sample import Sample
 from mvqkd.workers.teacher import choose_device

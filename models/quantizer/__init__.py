@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from mvqkd.models.quantizer.metrics import rrl, rrl_of_each, usage_entropy_bits
     from mvqkd.models.quantizer.paper import QuantizerTrainer
     from mvqkd.models.quantizer.quantizer import Quantizer
+    from mvqkd.models.quantizer.search.effort import SEARCHES
     from mvqkd.models.quantizer.serialize import (
         load_reference_checkpoint,
         quantizer_from_arrays,
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "SEARCHES",
     "Coder",
     "FitConfig",
     "FitProgress",
@@ -35,6 +37,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "SEARCHES": "search.effort",
     "Coder": "coder",
     "FitResult": "fit",
     "Quantizer": "quantizer",

@@ -11,7 +11,7 @@ from mvqkd.models.precision import full_float32_products
 from mvqkd.models.quantizer.metrics import rrl_of_sums, sums_of_frames
 from mvqkd.models.quantizer.quantizer import Quantizer
 from mvqkd.models.quantizer.search.choose import choose_search
-from mvqkd.models.quantizer.search.effort import Effort
+from mvqkd.models.quantizer.search.effort import SEARCHES, Effort
 
 # On the CPU as many as stay in a core's cache with their reconstructions.
 _FRAMES_AT_ONCE = {"cpu": 256}
@@ -25,25 +25,21 @@ class Coder:
 
     Args:
         quantizer: whose codes; it is kept, and its device is the coder's.
-        refine_indexes_iters: as of `Quantizer.encode`, at least 1.
-        rank: as there.
+        search: how codes are searched, a name out of `SEARCHES`; "full" gives the codes of `Quantizer.encode`.
 
     Raises:
-        ValueError: an impossible number.
+        ValueError: an unknown search.
     """
 
-    def __init__(
-        self, quantizer: Quantizer, *, refine_indexes_iters: int = 5, rank: int | None = None
-    ) -> None:
-        if refine_indexes_iters < 1:
-            raise ValueError(f"refine_indexes_iters={refine_indexes_iters} must be at least 1")
-        if rank is not None and not 1 <= rank <= quantizer.dim:
-            raise ValueError(f"rank={rank} must lie in 1..{quantizer.dim}, the embedding dimension")
+    def __init__(self, quantizer: Quantizer, *, search: str = "full") -> None:
+        if search not in SEARCHES:
+            raise ValueError(f"search {search!r} is unknown: choose one of {', '.join(SEARCHES)}")
         self.quantizer = quantizer
-        self._effort = Effort.of_passes(refine_indexes_iters, quantizer.num_codebooks)
+        self._effort = Effort.of_passes(SEARCHES[search].passes, quantizer.num_codebooks)
         self._code_dtype = torch.uint8 if quantizer.codebook_size <= 256 else torch.int64
         with torch.no_grad(), full_float32_products():
-            self._tables = quantizer.search_tables(rank)
+            tables = quantizer.search_tables()
+            self._tables = tables if SEARCHES[search].products == "float32" else tables.rounded()
             self._mean_D = quantizer.get_data_mean()
             self._centers_MD = quantizer.get_centers().reshape(-1, quantizer.dim)
             first_N = torch.arange(quantizer.num_codebooks, device=self._mean_D.device)
