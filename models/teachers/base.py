@@ -5,7 +5,7 @@ Shape suffixes: B utterances, T frames, F frames of all utterances, D embedding 
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -258,6 +258,12 @@ class TransformersTeacher(ABC):
         if self._device.type != "cpu":
             return nullcontext()
         return torch.autocast("cpu", enabled=False)
+
+
+def compile_layers(layers: Iterable[nn.Module]) -> None:
+    """Run equal layers through torch.compile when they are called: one graph for all, and for batches of all shapes."""
+    for layer in layers:
+        layer.compile(dynamic=True)
 
 
 def cast_weights(model: nn.Module, dtype: torch.dtype, *, convolutions: bool = True) -> None:

@@ -64,6 +64,7 @@ def load_teacher(
     dtype: str = "float32",
     whisper_window: WhisperWindow = "short",
     normalize: bool | None = None,
+    compile: bool = False,
     revision: str | None = None,
 ) -> Teacher:
     """Load a HuBERT, WavLM, wav2vec2, data2vec-audio or Whisper encoder up to a layer.
@@ -80,6 +81,8 @@ def load_teacher(
         whisper_window: for Whisper, "short" computes a few frames of silence, "exact" all up to 30 s.
         normalize: zero mean and unit variance for each waveform; None takes it from the checkpoint's
             preprocessor_config.json. Not for Whisper.
+        compile: run the layers through torch.compile. The first batches then take long. Results differ by
+            rounding, as between devices, and the fingerprint is the same.
         revision: branch, tag or commit on the hub.
 
     Raises:
@@ -112,6 +115,7 @@ def load_teacher(
         dtype=dtype,
         window=whisper_window,
         normalize=normalize,
+        compile=compile,
     )
 
 
@@ -141,6 +145,7 @@ def _load_waveform(
     dtype: str,
     window: WhisperWindow,
     normalize: bool | None,
+    compile: bool,
 ) -> Teacher:
     preprocessor = checkpoint.preprocessor
     if normalize is None:
@@ -177,7 +182,9 @@ def _load_waveform(
         min_samples=field,
         max_samples=None,
     )
-    return WaveformTeacher(model=model, infos=_infos(info, digests), device=device, normalize=normalize)
+    return WaveformTeacher(
+        model=model, infos=_infos(info, digests), device=device, normalize=normalize, compile=compile
+    )
 
 
 def _load_whisper(
@@ -190,6 +197,7 @@ def _load_whisper(
     dtype: str,
     window: WhisperWindow,
     normalize: bool | None,
+    compile: bool,
 ) -> Teacher:
     if normalize:
         raise ValueError(
@@ -232,7 +240,12 @@ def _load_whisper(
         mel_filters=extractor.mel_filters, n_fft=extractor.n_fft, hop_samples=extractor.hop_length
     )
     return WhisperTeacher(
-        model=model, infos=_infos(info, digests), device=device, log_mel=log_mel, window=window
+        model=model,
+        infos=_infos(info, digests),
+        device=device,
+        log_mel=log_mel,
+        window=window,
+        compile=compile,
     )
 
 

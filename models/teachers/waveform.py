@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from mvqkd.models.teachers.base import TeacherInfo, TransformersTeacher
+from mvqkd.models.teachers.base import TeacherInfo, TransformersTeacher, compile_layers
 from mvqkd.models.teachers.batch import Audio, pad_frames, states_after
 from mvqkd.models.teachers.wavlm import use_fused_attention
 
@@ -66,6 +66,7 @@ class WaveformTeacher(TransformersTeacher):
         infos: Mapping[int, TeacherInfo],
         device: torch.device,
         normalize: bool,
+        compile: bool = False,
     ) -> None:
         super().__init__(model=model, infos=infos, device=device)
         self._normalize = normalize
@@ -78,6 +79,8 @@ class WaveformTeacher(TransformersTeacher):
         self._position_bias = None
         if self._info.architecture == "wavlm":
             self._position_bias = use_fused_attention(model.encoder, device)
+        if compile:
+            compile_layers(model.encoder.layers)
 
     def num_frames(self, num_samples: int) -> int:
         """Number of frames T that a waveform of ``num_samples`` samples gives; 0 when it is too short."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mvqkd.models.teachers.base import TeacherInfo, TransformersTeacher
+from mvqkd.models.teachers.base import TeacherInfo, TransformersTeacher, compile_layers
 from mvqkd.models.teachers.batch import Audio, pad_frames, states_after
 
 if TYPE_CHECKING:
@@ -79,10 +79,13 @@ class WhisperTeacher(TransformersTeacher):
         device: torch.device,
         log_mel: LogMel,
         window: WhisperWindow,
+        compile: bool = False,
     ) -> None:
         super().__init__(model=model, infos=infos, device=device)
         self._log_mel = log_mel.to(device)
         self._window = window
+        if compile:
+            compile_layers(model.layers)
 
     def num_frames(self, num_samples: int) -> int:
         """Number of frames T that a waveform of ``num_samples`` samples gives: those that start in it."""
