@@ -175,7 +175,7 @@ class Bench:
         else:
             parts = {
                 "front_end": [model.feature_extractor, model.feature_projection],
-                "positions": list(teacher._position_stages),  # type: ignore[attr-defined]
+                "positions": list(model.encoder.pos_conv_embed),
                 "layers": list(model.encoder.layers),
             }
         waveforms = load.waveforms()
