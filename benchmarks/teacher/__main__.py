@@ -31,7 +31,15 @@ from benchmarks.teacher.gauges import (
     peak_tflops,
     start_memory,
 )
-from benchmarks.teacher.shapes import RATE_HZ, SHAPES, Shape, operations, random_model, random_teacher
+from benchmarks.teacher.shapes import (
+    RATE_HZ,
+    SHAPES,
+    Shape,
+    operations,
+    parts_of,
+    random_model,
+    random_teacher,
+)
 from mvqkd.models.quantizer import SEARCHES, Coder, Quantizer
 from mvqkd.models.teachers.base import DTYPES, TransformersTeacher
 
@@ -169,17 +177,8 @@ class Bench:
 
     def parts(self, teacher: TransformersTeacher, load: Workload) -> dict[str, float]:
         """Share of a call's time in each part of the model; the rest is what stands between them."""
-        model: Any = teacher._model
-        if self.shape.architecture == "whisper":
-            parts = {"front_end": [model.conv1, model.conv2], "layers": list(model.layers)}
-        else:
-            parts = {
-                "front_end": [model.feature_extractor, model.feature_projection],
-                "positions": list(model.encoder.pos_conv_embed),
-                "layers": list(model.encoder.layers),
-            }
         waveforms = load.waveforms()
-        clock = PartsClock(parts, self.device)
+        clock = PartsClock(parts_of(teacher, self.shape), self.device)
         seconds = median_seconds(lambda: teacher.embed_batch(waveforms), self.device, repeats=1, warm_up=0)
         return {name: round(each / seconds, 3) for name, each in clock.seconds().items()}
 

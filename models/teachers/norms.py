@@ -1,6 +1,6 @@
 """Layer norm and what follows it in one pass over memory: in tensor operations, or compiled for the device.
 
-Shape suffixes: F frames, C channels.
+Shape suffixes: B utterances, T frames of an utterance, F frames, C channels.
 """
 
 import warnings
@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from mvqkd.models.teachers.products import wide
+
+PRODUCT_NORMS = {"cuda"}
+"""Types of devices whose layers get `ProductNorm`s."""
 
 
 class NormRows(Protocol):
@@ -69,3 +72,34 @@ def _check_against_tensors(norm_rows: NormRows, device: torch.device) -> None:
     )
     if not torch.allclose(found, expected, rtol=1e-5, atol=1e-5):
         raise ArithmeticError("its numbers are not those of the layer norm in tensor operations")
+
+
+class ProductNorm(nn.Module):
+    """A layer norm that matrix products alone read: its result is in their dtype at once.
+
+    Under autocast each product would turn the float32 result of an `nn.LayerNorm` into its dtype by itself, and a
+    state that is not float32 would be turned into it first. The numbers are the same.
+
+    Args:
+        norm: whose weights are used.
+        device: where they are.
+        dtype: of the products.
+    """
+
+    def __init__(self, norm: nn.LayerNorm, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.norm, self._dtype, self._norm_rows = norm, dtype, choose_norm(device)
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        """States (B, T, C) to (B, T, C) in the products' dtype."""
+        x_FC = x_BTC.flatten(0, 1).contiguous()
+        y_FC = self._norm_rows(x_FC, self.norm, bias_C=None, gelu=False, dtype=self._dtype)
+        return y_FC.view(x_BTC.shape)
+
+
+def use_product_norms(layers: nn.ModuleList, device: torch.device, dtype: torch.dtype) -> None:
+    """Replace the layer norms of transformer layers that have them before attention and feed-forward, in place."""
+    for layer in layers:
+        for name, child in list(layer.named_children()):
+            if isinstance(child, nn.LayerNorm):
+                setattr(layer, name, ProductNorm(child, device, dtype))

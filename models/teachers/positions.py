@@ -3,8 +3,6 @@
 Shape suffixes: B utterances, T frames, D channels.
 """
 
-from contextlib import AbstractContextManager
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +13,8 @@ from mvqkd.models.teachers.products import Convolutions, GroupedProduct, wide
 
 def position_stages(module: Any, convolutions: Convolutions) -> nn.ModuleList:
     """The parts of a model's positional embedding, frames (B, T, D) to the same; between them padding has to be zeroed.
+
+    What they give is float32, and with it the residual stream of all layers.
 
     Args:
         module: transformers' module.
@@ -48,7 +48,7 @@ class _Library(nn.Module):
         self.norm, self.activation = getattr(layer, "layer_norm", None), layer.activation
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        x_BTD = self.padding(self.convolution(x_BTD.transpose(1, 2))).transpose(1, 2)
+        x_BTD = wide(self.padding(self.convolution(x_BTD.transpose(1, 2))).transpose(1, 2))
         return self.activation(x_BTD if self.norm is None else self.norm(x_BTD))
 
 

@@ -8,6 +8,7 @@ Shape suffixes: B utterances, S samples, T frames of an utterance, F frames in, 
 all groups, N channels out, K numbers of a window, G groups.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -22,6 +23,9 @@ CONVOLUTIONS: dict[str, Convolutions] = {"cuda": "products"}
 # Windows that are narrower are copied: their rows are not aligned as fast products want them, and they are small.
 _NARROW = 64
 _ALIGNED = 16
+
+LARGEST_BLOCK = 8
+"""Outputs in a row of a product of a grouped convolution."""
 
 # Of copied windows of a grouped convolution.
 _BYTES_AT_ONCE = 256 * 2**20
@@ -74,6 +78,35 @@ class ProductConvolution(nn.Module):
         return y_MN
 
 
+class PaddedProducts(nn.Module):
+    """Convolutions over spectrograms of kernel 3, padded by a zero at both ends, each followed by GELU.
+
+    Args:
+        convolutions: one after the other, as in Whisper; the strides are 1 or 2.
+    """
+
+    def __init__(self, convolutions: Sequence[nn.Conv1d]) -> None:
+        super().__init__()
+        assert all(each.kernel_size == (3,) and each.padding == (1,) for each in convolutions)
+        self.products = nn.ModuleList(ProductConvolution(each) for each in convolutions)
+        self.biases = nn.ParameterList(each.bias for each in convolutions)
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        """Frames (B, T, C), an even number, to (B, T / the strides, N) in the weights' dtype."""
+        for product, bias_N in zip(self.products, self.biases, strict=True):
+            utterances, frames, channels = x_BTC.shape
+            # Utterances one after the other with zeros between; what sees two of them is left out below.
+            padded_FC = x_BTC.new_zeros(
+                utterances * (frames + 2) + 2, channels, dtype=product.weight_NK.dtype
+            )
+            own_BTC = padded_FC[:-2].view(utterances, frames + 2, channels)
+            own_BTC[:, 1:-1] = x_BTC
+            y_MN = product(padded_FC)
+            y_BTN = y_MN.view(utterances, -1, y_MN.shape[1])[:, : frames // product.stride]
+            x_BTC = nn.functional.gelu(y_BTN + wide(bias_N))
+        return x_BTC
+
+
 class GroupedProduct(nn.Module):
     """A convolution of stride 1 in groups, whose outputs are as many as its inputs, as one matrix product per group.
 
@@ -96,7 +129,7 @@ class GroupedProduct(nn.Module):
         assert convolution.stride == (1,) and convolution.padding == (kernel // 2,)
         self.groups = convolution.groups
         # As a share of the kernel the zeros stay few.
-        self.block = block or max(1, min(8, kernel // 8))
+        self.block = block or max(1, min(LARGEST_BLOCK, kernel // 8))
         weight_GNCK = convolution.weight.detach().unflatten(0, (self.groups, -1))
         groups, width, channels, _ = weight_GNCK.shape
         shifted = weight_GNCK.new_zeros(groups, self.block, width, self.block + kernel - 1, channels)

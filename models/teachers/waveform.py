@@ -1,6 +1,6 @@
 """HuBERT, WavLM, wav2vec2 and data2vec-audio: teachers that read the waveform itself.
 
-Shape suffixes: B utterances, S samples, C channels of the convolutions, T frames of an utterance, F frames of all,
+Shape suffixes: B utterances, S samples, C channels of the front end, T frames of an utterance, F frames of all,
 D channels, H heads.
 """
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from mvqkd.models.teachers.base import TeacherInfo, TransformersTeacher, compile_layers
+from mvqkd.models.teachers.base import TeacherInfo, TransformersTeacher
 from mvqkd.models.teachers.batch import Audio, pad_frames, states_after
 from mvqkd.models.teachers.front_end import LibraryFrontEnd, ProductFrontEnd, Spans
 from mvqkd.models.teachers.positions import position_stages
@@ -98,8 +98,7 @@ class WaveformTeacher(TransformersTeacher):
         self._position_bias = None
         if self._info.architecture == "wavlm":
             self._position_bias = use_fused_attention(model.encoder, device)
-        if compile:
-            compile_layers(model.encoder.layers)
+        self._prepare_layers(model.encoder.layers, norm_first=not self._norm_before_layers, compile=compile)
 
     def num_frames(self, num_samples: int) -> int:
         """Number of frames T that a waveform of ``num_samples`` samples gives; 0 when it is too short."""

@@ -18,8 +18,8 @@ def test_whisper_exact_is_transformers(folders, num_samples):
         states = model.encoder(features, output_hidden_states=True)
     for layer in (1, LAYERS):
         teacher = load_teacher(str(folders["whisper"]), layer=layer, whisper_window="exact")
-        mel = teacher._log_mel(waveform, 3_000)
-        torch.testing.assert_close(mel, features[0], rtol=1e-5, atol=1e-5)
+        mel = teacher._log_mel([waveform], 3_000)
+        torch.testing.assert_close(mel, features, rtol=1e-5, atol=1e-5)
         embedding = teacher.encode([waveform])[0]
         if layer == LAYERS:
             with torch.no_grad():
@@ -35,8 +35,8 @@ def test_whisper_short_window_reads_the_same_convolutions(folders):
     with torch.inference_mode():
         for num_samples in (1, 5_000, 6_400, 6_401, 479_000, 480_000):
             waveform = make_waveforms(num_samples)[0]
-            ours, log_counts = short._front_end(waveform)
-            theirs, _ = exact._front_end(waveform)
+            (ours,), (log_counts,) = short._front_end([waveform])
+            (theirs,), _ = exact._front_end([waveform])
             kept = min(1_500, short.num_frames(num_samples) + 4)
             torch.testing.assert_close(ours[:kept], theirs[:kept], rtol=1e-5, atol=1e-5)
             assert torch.isclose(log_counts.exp().sum(), torch.tensor(1_500.0))
