@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.quantizer.run import device_name
-from benchmarks.teacher.__main__ import Workload, workloads
 from benchmarks.teacher.gauges import PartsClock, median_seconds, peak_gib, start_memory
 from benchmarks.teacher.shapes import SHAPES, Shape, parts_of, random_teacher
+from benchmarks.teacher.workloads import Workload, workloads
 from mvqkd.models.teachers import front_end, norms, positions, products, waveform
 from mvqkd.models.teachers.base import TransformersTeacher
 from mvqkd.models.teachers.products import Convolutions
