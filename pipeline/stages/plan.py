@@ -1,6 +1,7 @@
 """The plan stage: the corpus cut into shards, and what extraction will make of it."""
 
 import math
+import os
 from typing import Any
 
 from mvqkd.models.teachers.errors import TeacherUnreachableError
@@ -12,6 +13,7 @@ from mvqkd.workers.planner import make_plan
 from mvqkd.workers.teacher import teacher_sample_rate_hz
 
 USUAL_RATE_HZ = 16_000  # of a teacher that cannot be asked
+MOST_PROCESSES = 8
 TEACHER_FRAME_RATE_HZ = 50.0  # of nearly every teacher that is known; the table's contract has the exact one
 
 
@@ -66,6 +68,11 @@ def _teacher_rate_hz(run: Run) -> int:
         return USUAL_RATE_HZ
 
 
+def _processes(run: Run) -> int:
+    """That parse a manifest: more than some are faster than what they parse can be written."""
+    return min(MOST_PROCESSES, run.config.cluster.num_cpus or os.cpu_count() or 1)
+
+
 def _plan_part(run: Run, part: Part) -> Plan:
     from mvqkd.workers.corpus.corpus import Corpus
 
@@ -73,7 +80,7 @@ def _plan_part(run: Run, part: Part) -> Plan:
     corpus = Corpus(config.corpus, sample_rate_hz=rate_hz, options=config.storage.options)
     with bar(f"plan {part}", total=math.inf, unit="cuts") as progress:
         plan = make_plan(
-            corpus.cuts(part),
+            corpus.planned(part, processes=_processes(run)),
             run.plan(part),
             shard_hours=config.extract.shard_hours,
             settings=config.corpus.plan_settings(part, sample_rate_hz=rate_hz),

@@ -12,12 +12,13 @@ from lhotse.cut import Cut
 from mvqkd.workers.corpus.config import CorpusConfig
 from mvqkd.workers.corpus.files import CorpusError
 from mvqkd.workers.corpus.folder import read_folder
+from mvqkd.workers.corpus.lines import CutLines, planned_lines
 from mvqkd.workers.corpus.manifest import read_manifest
 from mvqkd.workers.corpus.paths import full_root, under_root
 from mvqkd.workers.corpus.shar import read_shar
 from mvqkd.workers.corpus.sources import with_full_sources
 from mvqkd.workers.corpus.transforms import transforms_problem
-from mvqkd.workers.cuts import Refused, clipped
+from mvqkd.workers.cuts import Planned, Refused, clipped, planned
 
 TEACHER_FRAME_SHIFT_S = 0.02
 """Of every teacher that is known; a cut may reach beyond its recording by so much at most."""
@@ -61,11 +62,44 @@ class Corpus:
         empty = True
         for cut in self._read(name):
             empty = False
-            yield cut if isinstance(cut, Refused) else self._check(cut)
+            yield cut if isinstance(cut, Refused) else self.check(cut)
         if empty:
-            raise CorpusError(
-                f"corpus.{part}: nothing found in {name!r} (corpus.root {self.config.root!r}); check both"
-            )
+            raise self._nothing_found(part)
+
+    def _nothing_found(self, part: str) -> CorpusError:
+        name = getattr(self.config, part)
+        return CorpusError(
+            f"corpus.{part}: nothing found in {name!r} (corpus.root {self.config.root!r}); check both"
+        )
+
+    def planned(self, part: Literal["train", "test"], *, processes: int = 1) -> Iterator[Planned | Refused]:
+        """As `cuts`, each as a plan keeps it; the same whatever the number of processes.
+
+        Args:
+            part: of the corpus.
+            processes: how many parse a large manifest; other corpora are read in this one.
+
+        Raises:
+            As `cuts`; CorpusError also where a process is ended from outside.
+        """
+        name = getattr(self.config, part)
+        if self.config.format != "cuts" or name is None:
+            for cut in self.cuts(part):
+                yield cut if isinstance(cut, Refused) else planned(cut, root=self.root)
+            return
+        url = under_root(name, self.root)
+        empty = True
+        lines = CutLines(
+            self.config,
+            sample_rate_hz=self.sample_rate_hz,
+            frame_shift_s=self.frame_shift_s,
+            root=self.root,
+        )
+        for entry in planned_lines(url, self._options, lines, processes=processes):
+            empty = False
+            yield entry
+        if empty:
+            raise self._nothing_found(part)
 
     def _read(self, name: str) -> Iterator[Cut | Refused]:
         if self.config.format == "folder":
@@ -74,7 +108,8 @@ class Corpus:
         read = read_manifest if self.config.format == "cuts" else read_shar
         return read(under_root(name, self.root), self._options)
 
-    def _check(self, cut: Cut) -> MonoCut | Refused:
+    def check(self, cut: Cut) -> MonoCut | Refused:
+        """The cut with full paths and of one channel, or the reason why it cannot be used."""
         if isinstance(cut, MultiCut):
             cut = self._one_channel(cut)
             if isinstance(cut, Refused):

@@ -7,9 +7,9 @@ from typing import Any
 from lhotse import Recording
 from lhotse.cut import Cut, MonoCut, MultiCut
 
+from mvqkd.workers.corpus.blocks import read_blocks
 from mvqkd.workers.corpus.fields import check_cut, check_text
-from mvqkd.workers.corpus.files import read_lines
-from mvqkd.workers.corpus.refusals import BadLine, FieldError, shown, without_bad_lines
+from mvqkd.workers.corpus.refusals import BadLine, FieldError, Item, shown, without_bad_lines
 from mvqkd.workers.cuts import Refused, cut_from_json, cut_to_json
 
 CUT_TYPES = ("MonoCut", "Cut", "MultiCut")  # "Cut" is what Lhotse called a MonoCut before 0.8
@@ -24,8 +24,15 @@ def read_manifest(path: str, options: Mapping[str, Any]) -> Iterator[Cut | Refus
         CorpusError: the file is missing or damaged, or most of its first lines are no cuts.
     """
     lines = (
-        cut_of_line(line, f"{path}:{number}") for number, line in read_lines(path, options) if line.strip()
+        cut_of_line(line, f"{path}:{number}")
+        for block in read_blocks(path, options)
+        for number, line in block.lines()
     )
+    return only_cuts(lines)
+
+
+def only_cuts(lines: Iterator[Item | BadLine]) -> Iterator[Item | Refused]:
+    """What the lines of a manifest hold, see `without_bad_lines`."""
     return without_bad_lines(lines, wanted="cuts", remedy=f"give a manifest of cuts, or {_WRITE_AGAIN}")
 
 
