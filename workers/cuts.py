@@ -131,6 +131,11 @@ def text_of(cut: "MonoCut") -> str | None:
     return " ".join(s.text for s in spoken) if spoken else None
 
 
+def has_text(cut: "MonoCut") -> bool:
+    """Whether anything is known to be said in the cut, on any channel."""
+    return any(s.text and not s.text.isspace() for s in cut.supervisions)
+
+
 def text_problem(cut: "MonoCut") -> str | None:
     """Why the texts of the cut's supervisions are not what is said in it; None where they are, or it has none.
 

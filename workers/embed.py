@@ -15,6 +15,7 @@ from mvqkd.workers.audio import AudioLoader
 from mvqkd.workers.cuts import UtteranceError
 from mvqkd.workers.decode_ahead import decoded_batches, length_sorted_batches
 from mvqkd.workers.teacher import TeacherConfig, open_teacher
+from mvqkd.workers.windows import heard, kept_frames, kept_samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +92,9 @@ class Embedder:
         Raises:
             StorageError, OSError: audio cannot be reached, which is not the utterance's fault.
         """
-        batches = length_sorted_batches(cuts, [c.duration for c in cuts], batch_seconds=self._batch_seconds)
-        decoded = decoded_batches(batches, self._loader, threads=self._decode_threads)
+        seconds = [heard(cut).duration for cut in cuts]
+        batches = length_sorted_batches(cuts, seconds, batch_seconds=self._batch_seconds)
+        decoded = decoded_batches(batches, lambda cut: self._loader(heard(cut)), threads=self._decode_threads)
         for batch, waveforms in zip(batches, decoded, strict=True):
             good: list[tuple[MonoCut, Tensor]] = []
             for cut, waveform_T in zip(batch, waveforms, strict=True):
@@ -114,7 +116,7 @@ class Embedder:
             if embeddings is not None:
                 for (cut, waveform_T), embeddings_TD in zip(part, embeddings, strict=True):
                     if embeddings_TD is not None:
-                        yield Embedded(cut=cut, embeddings_TD=embeddings_TD, num_samples=waveform_T.numel())
+                        yield self._embedded(cut, embeddings_TD, waveform_T.numel())
             elif leave_out:
                 waiting.insert(0, [item for index, item in enumerate(part) if index not in leave_out])
             elif part is again:
@@ -136,6 +138,15 @@ class Embedder:
                 else:
                     middle = len(part) // 2
                     waiting[:0] = [part[:middle], part[middle:]]
+
+    def _embedded(self, cut: MonoCut, embeddings_TD: Tensor, num_samples: int) -> Embedded:
+        """Without the context of a window."""
+        info = self.teacher.info
+        return Embedded(
+            cut=cut,
+            embeddings_TD=embeddings_TD[kept_frames(cut, info)],
+            num_samples=kept_samples(cut, num_samples, info.sample_rate_hz),
+        )
 
     def _try(
         self, batch: list[tuple[MonoCut, Tensor]]

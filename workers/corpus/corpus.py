@@ -18,7 +18,8 @@ from mvqkd.workers.corpus.paths import full_root, under_root
 from mvqkd.workers.corpus.shar import read_shar
 from mvqkd.workers.corpus.sources import with_full_sources
 from mvqkd.workers.corpus.transforms import transforms_problem
-from mvqkd.workers.cuts import Planned, Refused, clipped, planned
+from mvqkd.workers.cuts import Planned, Refused, clipped, has_text, planned
+from mvqkd.workers.windows import windows_of
 
 TEACHER_FRAME_SHIFT_S = 0.02
 """Of every teacher that is known; a cut may reach beyond its recording by so much at most."""
@@ -62,7 +63,10 @@ class Corpus:
         empty = True
         for cut in self._read(name):
             empty = False
-            yield cut if isinstance(cut, Refused) else self.check(cut)
+            if isinstance(cut, Refused):
+                yield cut
+            else:
+                yield from self.check(cut)
         if empty:
             raise self._nothing_found(part)
 
@@ -104,29 +108,34 @@ class Corpus:
     def _read(self, name: str) -> Iterator[Cut | Refused]:
         if self.config.format == "folder":
             assert self.root is not None, "the configuration has checked it"
-            return read_folder(self.root, name, self._options)
-        read = read_manifest if self.config.format == "cuts" else read_shar
-        return read(under_root(name, self.root), self._options)
+            return read_folder(self.root, name, self._options, bare=self.config.window_s is not None)
+        url = under_root(name, self.root)
+        if self.config.format == "shar":
+            return read_shar(url, self._options)
+        return read_manifest(url, self._options, recordings=self.config.window_s is not None)
 
-    def check(self, cut: Cut) -> MonoCut | Refused:
-        """The cut with full paths and of one channel, or the reason why it cannot be used."""
+    def check(self, cut: Cut) -> list[MonoCut | Refused]:
+        """The cut with full paths and of one channel, its windows, or the reason why it cannot be used."""
         if isinstance(cut, MultiCut):
             cut = self._one_channel(cut)
             if isinstance(cut, Refused):
-                return cut
+                return [cut]
         if not cut.has_recording:
-            return _refuse(
-                cut, "has no recording; the manifest must name its audio, features alone do not do"
-            )
+            return [
+                _refuse(cut, "has no recording; the manifest must name its audio, features alone do not do")
+            ]
         problem = self._recording_problem(cut) or self._end_problem(cut)
         if problem is not None:
-            return _refuse(cut, problem)
+            return [_refuse(cut, problem)]
         cut = clipped(cut)
         problem = self._duration_problem(cut)
         if problem is not None:
-            return _refuse(cut, problem)
+            return [_refuse(cut, problem)]
         cut.recording = with_full_sources(cut.recording, self.root)
-        return cut
+        if cut.duration <= self.config.max_duration_s:
+            return [cut]
+        assert self.config.window_s is not None, "else it was refused"
+        return [*windows_of(cut, window_s=self.config.window_s, overlap_s=self.config.window_overlap_s)]
 
     def _one_channel(self, cut: MultiCut) -> MonoCut | Refused:
         have = list(cut.channel) if isinstance(cut.channel, list) else [cut.channel]
@@ -165,11 +174,16 @@ class Corpus:
                 f"lasts {cut.duration:.3f} s, less than corpus.min_duration_s {config.min_duration_s:g}; "
                 "remove it or lower the limit"
             )
-        if cut.duration > config.max_duration_s:
+        if cut.duration <= config.max_duration_s:
+            return None
+        too_long = f"lasts {cut.duration:.2f} s, more than corpus.max_duration_s {config.max_duration_s:g}"
+        if has_text(cut):
             return (
-                f"lasts {cut.duration:.2f} s, more than corpus.max_duration_s {config.max_duration_s:g}; "
-                "cut it into windows (lhotse cut trim-to-supervisions) or raise the limit"
+                f"{too_long}, and has a text, which nobody can split; cut it at the ends of supervisions (lhotse cut "
+                "trim-to-supervisions) or raise the limit"
             )
+        if config.window_s is None:
+            return f"{too_long}; set corpus.window_s to use it in windows, or raise the limit"
         return None
 
     def _recording_problem(self, cut: MonoCut) -> str | None:

@@ -51,21 +51,27 @@ class CutLines:
         self.quick = QuickCuts(config, sample_rate_hz=sample_rate_hz, root=root)
 
     def __call__(self, block: Block) -> list[Entry]:
-        """One entry for each line that is not empty."""
-        quick = self.quick
-        return [
-            quick(line) or self.the_long_way(line, f"{block.url}:{number}") for number, line in block.lines()
-        ]
+        """The entries of the lines, those of empty ones left out."""
+        entries: list[Entry] = []
+        for number, line in block.lines():
+            entry = self.quick(line)
+            if entry is not None:
+                entries.append(entry)
+            else:
+                entries += self.the_long_way(line, f"{block.url}:{number}")
+        return entries
 
-    def the_long_way(self, line: str, where: str) -> Entry:
-        """The entry of a line by way of Lhotse's objects."""
+    def the_long_way(self, line: str, where: str) -> list[Entry]:
+        """What becomes of a line by way of Lhotse's objects: several entries where it is cut into windows."""
         from mvqkd.workers.corpus.manifest import cut_of_line
 
-        cut = cut_of_line(line, where)
+        cut = cut_of_line(line, where, recordings=self._config.window_s is not None)
         if isinstance(cut, Refused | BadLine):
-            return cut
-        checked = self._corpus.check(cut)
-        return checked if isinstance(checked, Refused) else planned(checked, root=self._root)
+            return [cut]
+        return [
+            one if isinstance(one, Refused) else planned(one, root=self._root)
+            for one in self._corpus.check(cut)
+        ]
 
     @cached_property
     def _corpus(self) -> "Corpus":
