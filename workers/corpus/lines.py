@@ -92,9 +92,12 @@ def planned_lines(
     from mvqkd.workers.corpus.manifest import only_cuts
 
     blocks = read_blocks(url, options)
-    done = map(work, blocks) if processes < 2 else _in_processes(blocks, work, processes)
+    done: Iterator[list[Entry]] = (
+        map(work, blocks) if processes < 2 else _in_processes(blocks, work, processes)
+    )
+    entries: Iterator[Entry] = (entry for of_block in done for entry in of_block)
     try:
-        yield from only_cuts(entry for entries in done for entry in entries)
+        yield from only_cuts(entries)
     except BrokenProcessPool as error:
         raise CorpusError(
             f"{url}: a process that parses it was ended from outside, perhaps for want of memory; plan again"

@@ -8,7 +8,7 @@ byte, what comes out there (tests/fuzz compares the two).
 
 import json
 from json.encoder import encode_basestring  # as `json.dumps(..., ensure_ascii=False)` writes text
-from typing import Any
+from typing import Any, TypeGuard
 
 from mvqkd.workers.corpus.config import CorpusConfig
 from mvqkd.workers.corpus.fields import MAX_DEPTH, NUM_SAMPLES_TOLERANCE_S
@@ -69,9 +69,12 @@ class QuickCuts:
         supervisions = cut.get("supervisions", [])
         if type(supervisions) is not list:
             return None
-        written = [_supervision(supervision, duration, channel) for supervision in supervisions]
-        if None in written:
-            return None
+        written: list[str] = []
+        for supervision in supervisions:
+            supervision_json = _supervision(supervision, duration, channel)
+            if supervision_json is None:
+                return None
+            written.append(supervision_json)
         text = (
             f'{{"id":{encode_basestring(cut_id)},"start":{start!r},"duration":{duration!r},"channel":{channel!r},'
             f'"supervisions":[{",".join(written)}],"recording":{recording_json},"type":"MonoCut"}}'
@@ -176,12 +179,12 @@ def _supervision(supervision: Any, cut_duration: float, cut_channel: int) -> str
     )
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     kind = type(value)
     return (kind is float or kind is int) and -_LARGE < value < _LARGE
 
 
-def _is_channel(value: Any) -> bool:
+def _is_channel(value: Any) -> TypeGuard[int]:
     return type(value) is int and 0 <= value < 2**31
 
 
