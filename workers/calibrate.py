@@ -6,7 +6,7 @@ import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import cycle, islice
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from mvqkd.workers.quality import Quality, Sums
 from mvqkd.workers.quantizer_record import load_quantizer
 from mvqkd.workers.teacher import choose_device
 
+LEAST_AUDIO_S = 120.0
 MOST_READ = 200
 """Transcribed utterances that a teacher with a CTC head reads."""
 _READING_SHARE = 0.25  # of the time, at most
@@ -126,7 +127,8 @@ class Calibrator:
         last_attempt: bool = True,
         note: Callable[[dict[str, Any]], None] = lambda _: None,
     ) -> Calibration:
-        """Measure on the sample, again and again until the time is over; quality on the first pass alone.
+        """Measure on the sample, again and again until the time is over, on two minutes of audio at least; quality on
+        the first pass alone.
 
         Args:
             sample: cuts in an order that has nothing to do with their length.
@@ -141,15 +143,20 @@ class Calibrator:
         chunks = list(_chunks(sample, seconds=2 * self._batch_seconds))
         began = time.perf_counter()
         first = next(_chunks(sample, seconds=self._batch_seconds))
-        for _ in self._passed(islice([first], 1), Sums(self._quantizer)):
+        # The quantizer too: its search is compiled when it is first used.
+        warm_up = Sums(self._quantizer)
+        for _ in self._passed(iter([first]), warm_up):
             pass
+        warm_up.code()
         warm_up_s = time.perf_counter() - began
         sums = Sums(self._quantizer)
+        least_s = min(LEAST_AUDIO_S, sum(cut.duration for cut in sample))
         began = time.perf_counter()
         for _ in self._passed(cycle(chunks), sums, num_first=len(chunks)):
             elapsed = time.perf_counter() - began
             note({"done": min(elapsed, self._seconds), "total": self._seconds})
-            if elapsed >= self._seconds:
+            # A figure of a few utterances is none, however slow the worker is.
+            if elapsed >= self._seconds and sums.seconds >= least_s:
                 break
         sums.code()
         measured_s = time.perf_counter() - began

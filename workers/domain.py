@@ -16,6 +16,8 @@ MOST_BAND_DB = 20.0
 MOST_SILENCE = 0.3
 MOST_WER = 0.5
 """A recognizer that gets every second word wrong has not learned this speech."""
+LEAST_FRAMES = 2000
+"""Forty seconds; the loss of fewer says more of the speaker than of the domain."""
 _LEAST_BITS_SHARE = 0.9
 _FRAMES_FOR_ENTROPY = 20  # for each entry; with fewer the entropy comes out too low
 
@@ -43,6 +45,8 @@ def _of_teacher(found: Calibration) -> Iterator[str]:
 
 
 def _of_quality(quality: Quality, record: QuantizerRecord) -> Iterator[str]:
+    if quality.frames < LEAST_FRAMES:
+        return
     if quality.rrl > MOST_RRL_TIMES * record.valid_rrl:
         yield (
             f"the quantizer's loss (RRL) is {quality.rrl:.3f} here and {record.valid_rrl:.3f} where it was fitted, "
@@ -79,9 +83,14 @@ def _of_loudness(loudness: Loudness, record: QuantizerRecord) -> Iterator[str]:
         )
     more = loudness.silence_share - fitted["silence_share"]
     if abs(more) > MOST_SILENCE:
+        remedy = (
+            "cut it by voice activity, or fit the quantizer on this corpus"
+            if more > 0
+            else "noise or music lies under it; fit the quantizer on this corpus"
+        )
         yield (
             f"{loudness.silence_share:.0%} of this audio is silence, {fitted['silence_share']:.0%} of that of the fit: "
-            "cut it by voice activity, or fit the quantizer on this corpus"
+            f"{remedy}"
         )
 
 

@@ -22,8 +22,6 @@ def print_calibration(summary: dict[str, Any]) -> None:
         print(
             "The quantizer's record has no loudness, since it was fitted before that was measured; nothing is compared."
         )
-    for warning in summary["warnings"]:
-        print(f"WARNING: {warning}")
 
 
 def _plan_rows(summary: dict[str, Any]) -> Iterator[tuple[str, str]]:

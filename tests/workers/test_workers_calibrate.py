@@ -123,7 +123,7 @@ def test_only_a_folder_with_a_head_and_a_vocabulary_is_read(teacher_path: Path) 
         )
 
 
-LOUDNESS = Loudness(utterances=9, rms_dbfs=-25.0, silence_share=0.1, upper_half_db=-20.0)
+LOUDNESS = Loudness(utterances=9, rms_dbfs=-25.0, silence_share=0.4, upper_half_db=-20.0)
 GOOD = Calibration(
     hours_per_worker_hour=100.0, measured_s=60.0, measured_hours=1.7, warm_up_s=1.0, quantizer_share=0.05,
     peak_memory_bytes=10**9, peak_device_bytes=None, device="cpu", utterances=100, left_out=1, problems=["u1: bad"],
@@ -169,7 +169,11 @@ def with_loudness(**changed: Any) -> Calibration:
             with_loudness(upper_half_db=-60.0),
             r"at -60 dB here and at -20 dB .* this audio was sampled at a lower rate",
         ),
-        (with_loudness(silence_share=0.6), r"60% of this audio is silence, 10% of that of the fit"),
+        (
+            with_loudness(silence_share=0.05),
+            r"5% of this audio is silence, 40% .*noise or music lies under it",
+        ),
+        (with_loudness(silence_share=0.8), r"80% of this audio is silence, 40% of that of the fit"),
         (replace(GOOD, teacher_wer=0.9), r"own word error rate is 90% on 50 utterances \(more than 50%"),
         (replace(GOOD, left_out=30), r"30 of 100 utterances gave no embeddings, such as: u1: bad"),
     ],
@@ -186,8 +190,14 @@ def test_what_is_not_known_is_not_compared() -> None:
     assert len(warnings_of(strange, record())) == 2
     assert len(warnings_of(strange, record(loudness=None))) == 1
     assert warnings_of(strange, None) == []
-    few = with_quality(usage_entropy_bits=[3.0, 3.0], frames=1000)
+    few = with_quality(usage_entropy_bits=[3.0, 3.0], frames=3000)
     assert warnings_of(few, record()) == []
+    assert warnings_of(with_quality(rrl=9.0, frames=1000), record()) == []
+
+
+def test_some_audio_is_measured_however_short_the_time(cuts: list[MonoCut]) -> None:
+    found = calibrator(seconds=1e-6).run(cuts)
+    assert found.utterances == 6 and found.measured_hours * 3600 == pytest.approx(3.9)
 
 
 def test_later_passes_change_no_figure_but_the_speed(cuts: list[MonoCut]) -> None:
