@@ -54,10 +54,13 @@ lint: setup
 	done
 	MYPYPATH=build/types $(BIN)/mypy
 
-# Pinned versions for Python 3.11 to 3.13 out of pyproject.toml.
+# Pinned versions for Python 3.11 to 3.13 out of pyproject.toml, and the same ones for a cluster's nodes, which develop
+# nothing.
 lock:
 	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --extra dev --extra demo \
 		--no-emit-index-url --quiet --constraint constraints.txt --output-file requirements.lock pyproject.toml
+	$(BIN)/uv pip compile --universal --python-version 3.12 --generate-hashes --extra aws \
+		--no-emit-index-url --quiet --constraint requirements.lock --output-file deploy/requirements.lock pyproject.toml
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -52,7 +52,9 @@ def make_table(finished: Run, run: Run, num_shards: int) -> None:
     write_plan(replace(plan, location=run.plan("train"), shards=shards))
     for name in finished.quantizer.list():
         run.quantizer.replace(name, finished.quantizer.read_bytes(name))
-    table = IndexTable.create(run.table, load_record(run.quantizer).contract())
+    table = IndexTable.create(
+        run.table, load_record(run.quantizer).contract(search=run.config.extract.search)
+    )
     contract = table.contract.digest()
     data = finished.table.read_bytes(table.shard_path(first.name(contract)))
     for shard in shards:

@@ -69,6 +69,7 @@ class ExtractConfig(Section):
     """How the corpus is cut into shards and how the actors work."""
 
     shard_hours: PositiveFloat = 5.0
+    search: Literal["fast", "full"] = "fast"
     batch_seconds: Annotated[PositiveFloat, SPEED_ONLY] = 120.0
     decode_threads: Annotated[PositiveInt, SPEED_ONLY] = 2
     actors: Annotated[PositiveInt | Literal["auto"], SPEED_ONLY] = "auto"

@@ -23,6 +23,11 @@ class Run:
         self.root = open_location(config.storage.root, options=config.storage.options)
         self.reports = Reports(root=self.root)
 
+    @property
+    def name(self) -> str:
+        """The last part of `storage.root`: what dashboards call the run."""
+        return self.config.storage.root.rstrip("/").rpartition("/")[2]
+
     def plan(self, part: Part) -> Location:
         """Folder of a shard plan."""
         return self.root.join("plan", part)

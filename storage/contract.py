@@ -27,6 +27,8 @@ class TableContract:
             centred at `frame_offset_s + t / frame_rate_hz`. HuBERT (window 400, hop 320 samples at 16 kHz):
             0.0125.
         sample_rate_hz: the teacher's sample rate, the unit of a row's `num_samples`.
+        search: how the codes of a frame were searched, a name that the quantizer knows. Tables from before there was
+            a choice have `full`, and no such field in their contract.
 
     Raises:
         ContractError: a field has the wrong type or an impossible value.
@@ -42,6 +44,7 @@ class TableContract:
     frame_rate_hz: float
     frame_offset_s: float
     sample_rate_hz: int
+    search: str = "full"
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -59,6 +62,7 @@ class TableContract:
             "frame_rate_hz": math.isfinite(self.frame_rate_hz) and self.frame_rate_hz > 0,
             "frame_offset_s": math.isfinite(self.frame_offset_s),
             "sample_rate_hz": self.sample_rate_hz > 0,
+            "search": self.search != "",
         }
         for name, good in limits.items():
             if not good:
@@ -68,7 +72,10 @@ class TableContract:
 
     def to_json(self) -> str:
         """One line of JSON, the same for equal contracts."""
-        return canonical_json(asdict(self))
+        values = asdict(self)
+        if values["search"] == "full":
+            del values["search"]
+        return canonical_json(values)
 
     @classmethod
     def from_json(cls, text: str, *, where: str = "table contract") -> "TableContract":
@@ -78,7 +85,7 @@ class TableContract:
         except ValueError as error:
             raise ContractError(f"{where}: the table contract is not JSON ({error})") from error
         names = {item.name for item in fields(cls)}
-        if not isinstance(values, dict) or set(values) != names:
+        if not isinstance(values, dict) or {*values, "search"} != names:
             found = sorted(values) if isinstance(values, dict) else type(values).__name__
             raise ContractError(
                 f"{where}: the table contract has the fields {found}, not {sorted(names)}; "

@@ -49,10 +49,17 @@ _MAX_NAMED_PROBLEMS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class WrittenShard:
-    """What `IndexTable.write_shard` did: whether it committed the shard, and what the committed one holds."""
+    """What `IndexTable.write_shard` did.
+
+    Attributes:
+        committed: whether it committed the shard.
+        summary: of what stands there now.
+        num_bytes: that were written.
+    """
 
     committed: bool
     summary: ShardSummary
+    num_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,9 +147,11 @@ class IndexTable:
         written = open_parquet(data, where=where).metadata
         assert written.num_rows == table.num_rows, f"{path}: Parquet lost rows"
         if not self.location.write_once(path, data):
-            return WrittenShard(committed=False, summary=self.summary_of(name))
+            return WrittenShard(committed=False, summary=self.summary_of(name), num_bytes=0)
         codes_bytes = compressed_bytes(written, STORED[CODES].leaf, where=where)
-        return WrittenShard(committed=True, summary=replace(summary, codes_bytes=codes_bytes))
+        return WrittenShard(
+            committed=True, summary=replace(summary, codes_bytes=codes_bytes), num_bytes=len(data)
+        )
 
     def summary_of(self, name: str) -> ShardSummary:
         """The summary of a shard: of its footer, a few kB, or for one of an earlier version of its columns.

@@ -4,6 +4,7 @@ Shape suffixes: C channels, T samples.
 """
 
 import io
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
-from lhotse import MonoCut
+from lhotse import MonoCut, Recording
 from lhotse.audio import AudioSource
 from lhotse.augmentation import AudioTransform, Resample
 from lhotse.utils import compute_num_samples, fastcopy
@@ -54,6 +55,9 @@ class AudioLoader:
                 fault.
         """
         recording = resolved(cut, self._root)
+        plain_T = _read_plain(cut, recording, self.sample_rate_hz)
+        if plain_T is not None:
+            return torch.from_numpy(plain_T)
         where = ", ".join(str(source.source) for source in recording.sources if source.type != "memory")
         fetched = fastcopy(cut, recording=change_sources(recording, lambda s: self._fetched(cut.id, s)))
         try:
@@ -92,6 +96,41 @@ class AudioLoader:
                 cut_id, f"{source.source}: no such audio file; check the manifest's paths"
             ) from error
         return source
+
+
+def _read_plain(cut: MonoCut, recording: Recording, sample_rate_hz: int) -> np.ndarray | None:
+    """float32 (num_samples,) of a mono WAV or FLAC file that is as its manifest says and needs no change.
+
+    The file is opened once, which takes a fifth of the time of the general way. Whatever is not so plain, or not in
+    order, gives None: the general way reads it, or has the words for what is wrong.
+    """
+    source = recording.sources[0]
+    if (
+        recording.transforms
+        or recording.sampling_rate != sample_rate_hz
+        or len(recording.sources) != 1
+        or source.type != "file"
+        or list(source.channels) != [cut.channel]
+        or not source.source.lower().endswith((".wav", ".flac"))
+    ):
+        return None
+    first = compute_num_samples(cut.start, sample_rate_hz)
+    num_samples = compute_num_samples(cut.duration, sample_rate_hz)
+    try:
+        with (
+            Path(source.source).open("rb", 0) as opened,
+            soundfile.SoundFile(opened.fileno(), closefd=False) as file,
+        ):
+            as_planned = (file.samplerate, file.channels) == (sample_rate_hz, 1)
+            off_s = abs(file.frames / file.samplerate - recording.duration)
+            if not as_planned or off_s > DURATION_TOLERANCE_S or first + num_samples > file.frames:
+                return None
+            file.seek(first)
+            waveform_T: np.ndarray = file.read(num_samples, dtype="float32")
+    except (soundfile.LibsndfileError, OSError):
+        return None
+    in_order = len(waveform_T) == num_samples > 0 and math.isfinite(float(waveform_T.sum()))
+    return waveform_T if in_order else None
 
 
 def _load(cut: MonoCut, sample_rate_hz: int) -> np.ndarray:

@@ -2,8 +2,9 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from itertools import islice
+from typing import Generic, Self, TypeVar
 
 from mvqkd.workers.cuts import UtteranceError
 
@@ -16,34 +17,66 @@ Result = TypeVar("Result")
 def decoded_batches(
     batches: Iterable[Sequence[Item]], load: Callable[[Item], Result], *, threads: int
 ) -> Iterator[list[Result | UtteranceError]]:
-    """The results of `load` for every item of every batch, in the order given.
+    """As `DecodedBatches`, with threads of its own that are there as long as the iterator is."""
+    with (
+        ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool,
+        DecodedBatches(batches, load, pool=pool) as decoded,
+    ):
+        yield from decoded
+
+
+class DecodedBatches(Generic[Item, Result]):
+    """The results of `load` for every item of every batch, in the order given; loading begins at once.
 
     While the caller works on one batch, the two after it are loaded. They are counted in batches and not in
     items, because length-sorted batches hold few long items or many short ones. `batches` may be a generator:
     it is drawn on in the caller's thread, three batches before their end at most.
 
+    Iterating gives for each batch its results; an `UtteranceError` stands in place of its result, so that one bad
+    file does not end the stream. Every other exception is raised when its batch is asked for. Leaving the block
+    drops what has not begun.
+
     Args:
         batches: any items; an empty batch gives an empty list.
-        load: called in threads, several at a time.
-        threads: how many.
-
-    Returns:
-        For each batch its results; an `UtteranceError` stands in place of its result, so that one bad file does
-        not end the stream. Every other exception is raised when its batch is asked for. Closing the iterator
-        drops what has not begun.
+        load: called in threads of the pool, several at a time.
+        pool: may be shared by several of these.
     """
-    with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
-        waiting: deque[list[Future[Result | UtteranceError]]] = deque()
-        try:
-            for batch in batches:
-                waiting.append([pool.submit(_attempt, load, item) for item in batch])
-                if len(waiting) > BATCHES_AHEAD:
-                    yield _results(waiting)
-            while waiting:
-                yield _results(waiting)
-        finally:
-            for futures in waiting:
-                _cancel(futures)
+
+    def __init__(
+        self, batches: Iterable[Sequence[Item]], load: Callable[[Item], Result], *, pool: Executor
+    ) -> None:
+        self._batches, self._load, self._pool = iter(batches), load, pool
+        self._waiting: deque[list[Future[Result | UtteranceError]]] = deque()
+        self._begin(BATCHES_AHEAD)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for futures in self._waiting:
+            _cancel(futures)
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> list[Result | UtteranceError]:
+        self._begin(BATCHES_AHEAD + 1)
+        if not self._waiting:
+            raise StopIteration
+        # The batch leaves the queue only when it is through: where one of it raises, the others are dropped too.
+        results = [future.result() for future in self._waiting[0]]
+        self._waiting.popleft()
+        return results
+
+    @property
+    def num_ready(self) -> int:
+        """Batches that are loaded and wait for the caller."""
+        return sum(all(future.done() for future in futures) for futures in self._waiting)
+
+    def _begin(self, ahead: int) -> None:
+        """Let so many batches be in hand, as long as there are some."""
+        for batch in islice(self._batches, ahead - len(self._waiting)):
+            self._waiting.append([self._pool.submit(_attempt, self._load, item) for item in batch])
 
 
 def decode_ahead(
@@ -91,13 +124,6 @@ def _attempt(load: Callable[[Item], Result], item: Item) -> Result | UtteranceEr
         return load(item)
     except UtteranceError as error:
         return error
-
-
-def _results(waiting: "deque[list[Future[Result]]]") -> list[Result]:
-    # The batch leaves the queue only when it is through: where one of it raises, the others are dropped too.
-    results = [future.result() for future in waiting[0]]
-    waiting.popleft()
-    return results
 
 
 def _cancel(futures: "Iterable[Future[Result]]") -> None:

@@ -1,18 +1,17 @@
-"""Extraction of one shard: audio to teacher to quantizer to one committed Parquet object.
+"""Extraction of shards: audio to teacher to quantizer to one committed Parquet object in each table.
 
-Shape suffixes: T frames of an utterance, F frames of several, D embedding dimension, N codebooks.
+Several shards are at work at a time, and one of them has the teacher: while it has, the first batches of the next one
+are decoded, and what came before is packed and written.
 """
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-import torch
 from lhotse import MonoCut
 
-from mvqkd.models.quantizer import Quantizer, rrl
+from mvqkd.models.quantizer import Quantizer
 from mvqkd.storage.errors import ContractError
 from mvqkd.storage.failures import Failure, write_failures
 from mvqkd.storage.location import Location
@@ -20,21 +19,27 @@ from mvqkd.storage.rows import IndexRow
 from mvqkd.storage.shard_summary import ShardSummary
 from mvqkd.storage.shared_place import require_seen
 from mvqkd.storage.table import IndexTable
+from mvqkd.workers.code import BatchCoder, Coded, Target
 from mvqkd.workers.cuts import cut_to_json, identity, speaker_of, text_of
-from mvqkd.workers.embed import Embedded, Embedder, EmbedderSettings, LeftOut
+from mvqkd.workers.embed import Embedder, EmbedderSettings
+from mvqkd.workers.feed import Feeding, LeftOut
+from mvqkd.workers.line import Line
+from mvqkd.workers.meters import Meters
 from mvqkd.workers.plan import Shard, read_plan, read_shard_cuts
 from mvqkd.workers.quantizer_record import load_quantizer
+from mvqkd.workers.shard_codes import ShardCodes
 from mvqkd.workers.teacher import choose_device
 
-ENCODE_FRAMES = 8192
+SHARDS_AT_ONCE = 3
+"""One that is decoded, one that has the teacher, one that is packed and written."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardReport:
-    """What became of one shard: its name, what is in it, how many of its utterances are not, and the wall time."""
+    """What became of one shard: in each table its name and what is in it, how many of its utterances are in none, and
+    the wall time."""
 
-    name: str
-    summary: ShardSummary
+    tables: tuple[tuple[str, ShardSummary], ...]
     num_left_out: int
     seconds: float
 
@@ -48,46 +53,52 @@ class DeviceMemoryError(RuntimeError):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TableSettings:
+    """A table, whose contract says of which layer it is and how codes are searched, and the folder of its quantizer."""
+
+    table: IndexTable
+    quantizer: Location
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExtractSettings:
     """What an `Extractor` is built from, in the process where it works.
 
     Attributes:
         embedder: the teacher and how it is fed.
-        quantizer: folder of the fitted one.
-        table, plan, max_unreadable: as of `Extractor`.
+        tables: one or more, all of this teacher.
+        plan, max_unreadable: as of `Extractor`.
     """
 
     embedder: EmbedderSettings
-    quantizer: Location
-    table: IndexTable
+    tables: tuple[TableSettings, ...]
     plan: Location
     max_unreadable: float
 
     def build(self) -> "Extractor":
-        """Load teacher and quantizer in this process.
+        """Load teacher and quantizers in this process.
 
         Raises:
             SharedPlaceError: the plan is not seen from here.
-            ContractError: the quantizer was fitted on another teacher than this one.
+            ContractError: a quantizer was fitted on another teacher than this one.
         """
         require_seen(self.plan, "plan.json")
-        embedder = self.embedder.build()
+        layers = sorted({each.table.contract.layer for each in self.tables})
+        embedder = replace(self.embedder, layers=tuple(layers)).build()
         _check_rate(embedder, self.plan)
-        quantizer, record = load_quantizer(self.quantizer)
-        fingerprint = embedder.teacher.info.fingerprint
-        if fingerprint != record.teacher["fingerprint"]:
-            raise ContractError(
-                f"{self.embedder.teacher.path}: the teacher's fingerprint is {fingerprint}, but the quantizer was "
-                f"fitted on {record.teacher['fingerprint']}: another checkpoint, layer or dtype; set it back or fit "
-                "again"
-            )
-        return Extractor(
-            embedder=embedder,
-            quantizer=quantizer.to(choose_device(self.embedder.teacher.device)),
-            table=self.table,
-            plan=self.plan,
-            max_unreadable=self.max_unreadable,
-        )
+        device = choose_device(self.embedder.teacher.device)
+        loaded = []
+        for each in self.tables:
+            quantizer, record = load_quantizer(each.quantizer)
+            info = embedder.teacher.info_at(each.table.contract.layer)
+            if info.fingerprint != record.teacher["fingerprint"]:
+                raise ContractError(
+                    f"{self.embedder.teacher.path}: the teacher's fingerprint is {info.fingerprint}, but the quantizer "
+                    f"was fitted on {record.teacher['fingerprint']}: another checkpoint, layer or dtype; set it back "
+                    "or fit again"
+                )
+            loaded.append((each.table, quantizer.to(device)))
+        return Extractor(embedder=embedder, tables=loaded, plan=self.plan, max_unreadable=self.max_unreadable)
 
 
 def _check_rate(embedder: Embedder, location: Location) -> None:
@@ -102,12 +113,11 @@ def _check_rate(embedder: Embedder, location: Location) -> None:
 
 
 class Extractor:
-    """Turns planned shards into table shards. Loaded once, then `run` for each shard.
+    """Turns planned shards into table shards. Loaded once, then `run` for each shard, of several at a time.
 
     Args:
         embedder: the teacher and how it is fed.
-        quantizer: fitted on this teacher's embeddings.
-        table: where shards are committed.
+        tables: where shards are committed, and the quantizer of each, fitted on this teacher's embeddings.
         plan: folder of the plan.
         max_unreadable: share of a shard's utterances whose audio may be missing or damaged; one always may.
     """
@@ -116,16 +126,21 @@ class Extractor:
         self,
         *,
         embedder: Embedder,
-        quantizer: Quantizer,
-        table: IndexTable,
+        tables: Sequence[tuple[IndexTable, Quantizer]],
         plan: Location,
         max_unreadable: float = 0.2,
     ) -> None:
-        self._embedder = embedder
-        self._quantizer = quantizer.eval()
-        self._table = table
+        self._feeder = embedder.feeder
+        targets = [
+            Target(layer=table.contract.layer, quantizer=quantizer, search=table.contract.search)
+            for table, quantizer in tables
+        ]
+        self._coder = BatchCoder(embedder.teacher, targets)
+        self._tables = [table for table, _ in tables]
         self._plan = plan
         self._max_unreadable = max_unreadable
+        self._line = Line()
+        self.meters = Meters()
 
     def run(
         self,
@@ -134,12 +149,15 @@ class Extractor:
         last_attempt: bool = True,
         note: Callable[[dict[str, Any]], None] = lambda _: None,
     ) -> ShardReport:
-        """Extract and commit a shard; utterances that cannot be used are recorded in the failures table.
+        """Extract and commit a shard; utterances that cannot be used are recorded in the failures tables.
+
+        Called in several threads, it lets one shard after the other have the teacher, in the order of the calls.
 
         Args:
             last_attempt: whether an utterance that the device has no memory for is left out. Before that it
                 ends the attempt, since another device, or this one with less on it, may have room.
-            note: called after each utterance with the shard's `position` and the `hours` that the teacher has done.
+            note: called after each batch with the shard's `position`, the `hours` that the teacher has done, and
+                the `meters` of this worker.
 
         Raises:
             UnreadableShardError: so much audio cannot be read that the fault must be elsewhere.
@@ -147,82 +165,83 @@ class Extractor:
             StorageError: the plan cannot be read or the table cannot be written; nothing is committed.
         """
         began = time.monotonic()
-        name = shard.name(self._table.contract.digest())
-        cuts = list(read_shard_cuts(self._plan, shard))
-        rows, left_out = self._coded(cuts, shard.position, last_attempt, note)
-        failures = [
-            Failure(shard=name, cut_id=x.cut.id, stage=x.stage, error=x.error, message=x.message, attempts=1)
-            for x in left_out
-        ]
-        # Failures first: the shard's object is the commit, and it must not stand without its record.
-        write_failures(self._table.location, name, failures)
-        written = self._table.write_shard(name, rows)
-        return ShardReport(
-            name=name,
-            summary=written.summary,
-            num_left_out=len(left_out),
-            seconds=time.monotonic() - began,
-        )
 
-    def _coded(
+        def tell(hours: float) -> None:
+            note({"position": shard.position, "hours": hours, "meters": self.meters.read()})
+
+        with self.meters.shard():
+            cuts = list(read_shard_cuts(self._plan, shard))
+            with self._line.place() as my_turn, self._feeder.begin(cuts) as feeding:
+                my_turn()
+                codes = self._code(cuts, feeding, last_attempt, tell)
+            # The device has the next shard's first batch behind this one's last.
+            codes.finish()
+            tables = tuple(self._commit(shard, cuts, codes, number) for number in range(len(self._tables)))
+        self.meters.add(shards=1)
+        tell(codes.seconds / 3600)
+        return ShardReport(tables=tables, num_left_out=len(codes.left_out), seconds=time.monotonic() - began)
+
+    def _code(
         self,
         cuts: Sequence[MonoCut],
-        shard_position: int,
+        feeding: Feeding,
         last_attempt: bool,
-        note: Callable[[dict[str, Any]], None],
-    ) -> tuple[list[IndexRow], list[LeftOut]]:
-        """A row for each cut that could be coded, in the order of the cuts, and the other cuts."""
-        rows: dict[str, IndexRow] = {}
-        left_out: list[LeftOut] = []
-        waiting: list[Embedded] = []
-        done_s = 0.0
-        for result in self._embedder(cuts):
-            done_s += result.cut.duration
-            note({"position": shard_position, "hours": done_s / 3600})
-            if isinstance(result, LeftOut):
-                if result.stage == "device" and not last_attempt:
-                    raise DeviceMemoryError(result.message)
-                left_out.append(result)
-                self._check_readable(left_out, len(cuts))
-                continue
-            waiting.append(result)
-            # The quantizer works on many frames at a time, the teacher on few.
-            if sum(e.embeddings_TD.shape[0] for e in waiting) >= ENCODE_FRAMES:
-                rows |= {row["cut_id"]: row for row in self._rows(waiting)}
-                waiting = []
-        rows |= {row["cut_id"]: row for row in self._rows(waiting)}
-        return [rows[cut.id] for cut in cuts if cut.id in rows], left_out
+        tell: Callable[[float], None],
+    ) -> ShardCodes:
+        """The codes of the cuts, batch by batch; the last one may still be under way."""
+        codes = ShardCodes(self._coder, self.meters)
+        for done in feeding.run(self._coder.launch):
+            codes.take(done)
+            if isinstance(done, LeftOut):
+                self._check_left_out(done, codes.left_out, len(cuts), last_attempt)
+            self.meters.set_queue(feeding.num_ready)
+            tell(codes.seconds / 3600)
+        self.meters.add(waited_s=feeding.waited.seconds)
+        return codes
 
-    def _check_readable(self, left_out: list[LeftOut], num_cuts: int) -> None:
+    def _check_left_out(
+        self, left_out: LeftOut, all_left_out: Sequence[LeftOut], num_cuts: int, last_attempt: bool
+    ) -> None:
         """One bad file is the file's fault. Many are a disk that is not mounted here, and committing a shard
         without them would lose them for good."""
-        unreadable = [x for x in left_out if x.stage == "load"]
-        if len(unreadable) > max(1, self._max_unreadable * num_cuts):
+        if left_out.stage == "device" and not last_attempt:
+            raise DeviceMemoryError(left_out.message)
+        unreadable = sum(x.stage == "load" for x in all_left_out)
+        if left_out.stage == "load" and unreadable > max(1, self._max_unreadable * num_cuts):
             raise UnreadableShardError(
-                f"{len(unreadable)} of {num_cuts} utterances cannot be read, the last one: "
-                f"{unreadable[-1].message}; if that is how this corpus is, raise extract.max_unreadable "
+                f"{unreadable} of {num_cuts} utterances cannot be read, the last one: "
+                f"{left_out.message}; if that is how this corpus is, raise extract.max_unreadable "
                 f"(now {self._max_unreadable:g})"
             )
 
-    def _rows(self, batch: list[Embedded]) -> list[IndexRow]:
-        if not batch:
-            return []
-        x_FD = torch.cat([embedded.embeddings_TD for embedded in batch])
-        codes_FN = self._quantizer.encode(x_FD, as_bytes=False)
-        x_hat_FD = self._quantizer.decode(codes_FN)
-        lengths = [embedded.embeddings_TD.shape[0] for embedded in batch]
-        mean_D = self._quantizer.get_data_mean()
-        parts = zip(batch, codes_FN.cpu().split(lengths), x_hat_FD.split(lengths), strict=True)
-        return [
-            IndexRow(
-                **identity(embedded.cut, embedded.num_samples),  # type: ignore[typeddict-item]
-                cut_id=embedded.cut.id,
-                num_frames=codes_TN.shape[0],
-                rrl=rrl(embedded.embeddings_TD, x_hat_TD, mean=mean_D),
-                speaker=speaker_of(embedded.cut),
-                text=text_of(embedded.cut),
-                codes=codes_TN.numpy().astype(np.uint8),
-                cut=cut_to_json(embedded.cut),
-            )
-            for embedded, codes_TN, x_hat_TD in parts
+    def _commit(
+        self, shard: Shard, cuts: Sequence[MonoCut], codes: ShardCodes, number: int
+    ) -> tuple[str, ShardSummary]:
+        """Pack and write the shard of one table."""
+        table = self._tables[number]
+        name = shard.name(table.contract.digest())
+        rows = [
+            _row(cut, codes.coded[cut.id][number], codes.num_samples) for cut in cuts if cut.id in codes.coded
         ]
+        failures = [
+            Failure(shard=name, cut_id=x.cut.id, stage=x.stage, error=x.error, message=x.message, attempts=1)
+            for x in codes.left_out
+        ]
+        # Failures first: the shard's object is the commit, and it must not stand without its record.
+        write_failures(table.location, name, failures)
+        written = table.write_shard(name, rows)
+        self.meters.add(bytes_written=written.num_bytes)
+        return name, written.summary
+
+
+def _row(cut: MonoCut, coded: Coded, num_samples: Mapping[str, int]) -> IndexRow:
+    return IndexRow(
+        **identity(cut, num_samples[cut.id]),  # type: ignore[typeddict-item]
+        cut_id=cut.id,
+        num_frames=len(coded.codes_TN),
+        rrl=coded.rrl,
+        speaker=speaker_of(cut),
+        text=text_of(cut),
+        codes=coded.codes_TN,
+        cut=cut_to_json(cut),
+    )

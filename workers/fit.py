@@ -20,7 +20,8 @@ from mvqkd.models.quantizer import FitConfig, FitProgress, FitResult, fit_quanti
 from mvqkd.storage.errors import ObjectMissingError
 from mvqkd.storage.location import Location
 from mvqkd.workers.audio import AudioLoader
-from mvqkd.workers.embed import Embedder, EmbedderSettings, LeftOut
+from mvqkd.workers.embed import Embedder, EmbedderSettings
+from mvqkd.workers.feed import LeftOut
 from mvqkd.workers.loudness import measure_loudness
 from mvqkd.workers.quantizer_record import QuantizerRecord, TrainingData, save_quantizer
 from mvqkd.workers.sample import Sample

@@ -1,6 +1,6 @@
 """How well a quantizer codes what a teacher makes of some audio, added up utterance by utterance.
 
-Shape suffixes: T frames of an utterance, F frames of several, D embedding dimension, N codebooks, K entries.
+Shape suffixes: T frames of an utterance, F frames of several, B utterances, D embedding dimension, N codebooks, K entries.
 """
 
 import time
@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mvqkd.models.quantizer import Quantizer
-from mvqkd.workers.embed import Embedded, LeftOut
+from mvqkd.models.quantizer import Coder
+from mvqkd.workers.embed import Embedded
+from mvqkd.workers.feed import LeftOut
 
 ENCODE_FRAMES = 8192
 
@@ -35,16 +36,17 @@ class Sums:
     """Figures of what has been embedded; frames wait until there are many, as in extraction.
 
     Args:
-        quantizer: in eval mode; None where there is none yet.
+        coder: of the quantizer; None where there is none yet.
 
     Attributes:
-        seconds: of audio that was embedded. coding_s: time that the quantizer took.
+        seconds: of audio that was embedded. coding_s: time that the quantizer took. judging_s: time that is no part of an
+            extraction.
         utterances, left_out: of the first pass; problems: of the first few that were left out.
     """
 
-    def __init__(self, quantizer: Quantizer | None) -> None:
-        self._quantizer = quantizer
-        self.seconds = self.coding_s = 0.0
+    def __init__(self, coder: Coder | None) -> None:
+        self._coder = coder
+        self.seconds = self.coding_s = self.judging_s = 0.0
         self.utterances = self.left_out = 0
         self.problems: list[str] = []
         self._waiting: list[tuple[Tensor, bool]] = []
@@ -68,29 +70,34 @@ class Sums:
     def code(self) -> None:
         """Code the frames that wait."""
         waiting, self._waiting = self._waiting, []
-        if self._quantizer is None or not waiting:
+        if self._coder is None or not waiting:
             return
         began = time.perf_counter()
         x_FD = torch.cat([x_TD for x_TD, _ in waiting])
-        codes_FN = self._quantizer.encode(x_FD, as_bytes=False)
-        x_hat_FD = self._quantizer.decode(codes_FN).detach()
-        # To the CPU, which waits for the device.
-        codes_FN = codes_FN.cpu()
+        lengths_B = torch.tensor([len(x_TD) for x_TD, _ in waiting], device=x_FD.device)
+        codes_FN, _ = self._coder(x_FD, lengths_B)
+        codes_FN.cpu()  # which waits for the device
         self.coding_s += time.perf_counter() - began
         num_first = sum(len(x_TD) for x_TD, first_pass in waiting if first_pass)
         if num_first:
-            self._count(x_FD[:num_first], x_hat_FD[:num_first], codes_FN[:num_first])
+            began = time.perf_counter()
+            self._count(x_FD[:num_first])
+            self.judging_s += time.perf_counter() - began
 
-    def _count(self, x_FD: Tensor, x_hat_FD: Tensor, codes_FN: Tensor) -> None:
-        assert self._quantizer is not None, "asked before"
-        x_FD, x_hat_FD = x_FD.double(), x_hat_FD.double()
+    def _count(self, x_FD: Tensor) -> None:
+        """With the search that the fit is judged by, whatever that of extraction is."""
+        assert self._coder is not None, "asked before"
+        quantizer = self._coder.quantizer
+        codes_FN = quantizer.encode(x_FD, as_bytes=False).long()
+        x_hat_FD = quantizer.decode(codes_FN).detach().double()
+        x_FD = x_FD.double()
         self._frames += len(x_FD)
         self._error += float((x_FD - x_hat_FD).square().sum())
         self._square += float(x_FD.square().sum())
         sum_D = x_FD.sum(dim=0)
         self._sum_D = sum_D if self._sum_D is None else self._sum_D + sum_D
-        size = self._quantizer.codebook_size
-        counts_NK = torch.stack([torch.bincount(codes_F, minlength=size) for codes_F in codes_FN.long().T])
+        size = quantizer.codebook_size
+        counts_NK = torch.stack([torch.bincount(codes_F, minlength=size) for codes_F in codes_FN.T])
         self._counts_NK = counts_NK if self._counts_NK is None else self._counts_NK + counts_NK
 
     def quality(self) -> Quality | None:

@@ -77,8 +77,12 @@ class QuantizerRecord:
     steps: int
     seconds: float
 
-    def contract(self) -> TableContract:
-        """The contract of a table of this quantizer's codes."""
+    def contract(self, *, search: str) -> TableContract:
+        """The contract of a table of this quantizer's codes.
+
+        Args:
+            search: how they are searched, a name out of `models.quantizer.SEARCHES`.
+        """
         teacher = self.teacher
         return TableContract(
             teacher_fingerprint=teacher["fingerprint"],
@@ -90,6 +94,7 @@ class QuantizerRecord:
             frame_rate_hz=teacher["frame_rate_hz"],
             frame_offset_s=teacher["frame_offset_s"],
             sample_rate_hz=teacher["sample_rate_hz"],
+            search=search,
         )
 
 

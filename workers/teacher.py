@@ -1,7 +1,7 @@
 """Loading a teacher where the work is: a local folder or hub name as it is, an `s3://` folder by a copy."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,6 +21,7 @@ class TeacherConfig(Section):
     `revision` is the commit, tag or branch of a teacher on the hub; folders have none.
     `layer` counts transformer layers from 1; the last one by default. `normalize` says whether the model
     wants waveforms of zero mean and unit variance; by default its preprocessor_config.json says so.
+    `compile` runs its layers through torch.compile: faster on some devices, and rounded otherwise.
     """
 
     path: PathText
@@ -30,6 +31,7 @@ class TeacherConfig(Section):
     whisper_window: Literal["short", "exact"] = "short"
     normalize: bool | None = None
     device: Annotated[Literal["auto", "cpu", "cuda"], SPEED_ONLY] = "auto"
+    compile: Annotated[bool, SPEED_ONLY] = False
 
 
 def choose_device(wanted: str) -> "torch.device":
@@ -41,8 +43,14 @@ def choose_device(wanted: str) -> "torch.device":
     return torch.device(wanted)
 
 
-def open_teacher(config: TeacherConfig, *, options: Mapping[str, str]) -> "Teacher":
+def open_teacher(
+    config: TeacherConfig, *, options: Mapping[str, str], layers: Sequence[int] | None = None
+) -> "Teacher":
     """Load the teacher.
+
+    Args:
+        options: of the storage section.
+        layers: that it may be asked for, in the place of `config.layer`.
 
     Raises:
         TeacherLoadError: no such folder or model, or not an architecture that is known.
@@ -55,11 +63,13 @@ def open_teacher(config: TeacherConfig, *, options: Mapping[str, str]) -> "Teach
     def load(path: str) -> "Teacher":
         return load_teacher(
             path,
-            layer=config.layer,
+            layer=config.layer if layers is None else None,
+            layers=layers,
             device=choose_device(config.device),
             dtype=config.dtype,
             whisper_window=config.whisper_window,
             normalize=config.normalize,
+            compile=config.compile,
             revision=config.revision,
         )
 

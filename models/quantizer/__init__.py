@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 from mvqkd.models.quantizer.fit_config import FitConfig, FitProgress, FitSettings
 
 if TYPE_CHECKING:
+    from mvqkd.models.quantizer.coder import Coder
     from mvqkd.models.quantizer.fit import FitResult, fit_quantizer
-    from mvqkd.models.quantizer.metrics import rrl, usage_entropy_bits
+    from mvqkd.models.quantizer.metrics import rrl, rrl_of_each, usage_entropy_bits
     from mvqkd.models.quantizer.paper import QuantizerTrainer
     from mvqkd.models.quantizer.quantizer import Quantizer
+    from mvqkd.models.quantizer.search.effort import SEARCHES
     from mvqkd.models.quantizer.serialize import (
         load_reference_checkpoint,
         quantizer_from_arrays,
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "SEARCHES",
+    "Coder",
     "FitConfig",
     "FitProgress",
     "FitResult",
@@ -28,10 +32,13 @@ __all__ = [
     "quantizer_from_arrays",
     "quantizer_to_arrays",
     "rrl",
+    "rrl_of_each",
     "usage_entropy_bits",
 ]
 
 _MODULES = {
+    "SEARCHES": "search.effort",
+    "Coder": "coder",
     "FitResult": "fit",
     "Quantizer": "quantizer",
     "QuantizerTrainer": "paper",
@@ -40,6 +47,7 @@ _MODULES = {
     "quantizer_from_arrays": "serialize",
     "quantizer_to_arrays": "serialize",
     "rrl": "metrics",
+    "rrl_of_each": "metrics",
     "usage_entropy_bits": "metrics",
 }
 

@@ -1,6 +1,7 @@
 """What a quantizer is judged by.
 
-Shape suffixes: B frames, N codebooks, K entries per codebook, D embedding dimension.
+Shape suffixes: B frames (utterances in `rrl_of_each`), F frames of several utterances, N codebooks, K entries per
+codebook, D embedding dimension.
 """
 
 import math
@@ -53,6 +54,35 @@ def rrl_of_blocks(blocks: Iterable[tuple[Tensor, Tensor]], mean_D: Tensor) -> fl
         error = error + (x_BD - x_hat_BD.detach().double()).square().sum()
         variance = variance + (x_BD - mean_D).square().sum()
     return float(error / (variance + 1e-20))
+
+
+def rrl_of_each(x_FD: Tensor, x_hat_FD: Tensor, lengths_B: Tensor, mean_D: Tensor) -> Tensor:
+    """The `rrl` of each of several utterances, float64 (B,); on CUDA the host does not wait for it.
+
+    Each frame's error is summed in float32, which rounds the seventh digit, and frames in float64.
+
+    Args:
+        x_FD: frames of all utterances, one after the other, float32.
+        x_hat_FD: their reconstructions.
+        lengths_B: int64, frames of each utterance; their sum must be F, which is not checked.
+        mean_D: of the training data.
+    """
+    return rrl_of_sums(*sums_of_frames(x_FD, x_hat_FD, mean_D), lengths_B)
+
+
+def sums_of_frames(x_FD: Tensor, x_hat_FD: Tensor, mean_D: Tensor) -> tuple[Tensor, Tensor]:
+    """||x - x_hat||^2 and ||x - mean||^2 of each frame, (F,) both."""
+    error_F = (x_FD - x_hat_FD).square_().sum(dim=1)
+    return error_F, (x_FD - mean_D).square_().sum(dim=1)
+
+
+def rrl_of_sums(error_F: Tensor, variance_F: Tensor, lengths_B: Tensor) -> Tensor:
+    """The RRL of each utterance, float64 (B,), out of `sums_of_frames`."""
+    error_B, variance_B = (
+        torch.segment_reduce(sums_F.double(), "sum", lengths=lengths_B, unsafe=True)
+        for sums_F in (error_F, variance_F)
+    )
+    return error_B / (variance_B + 1e-20)
 
 
 def usage_entropy_bits(codes: Tensor, codebook_size: int) -> Tensor:

@@ -99,8 +99,7 @@ class Quantizer(Codebooks):
     def get_product_quantizer(self) -> "Quantizer":
         """A quantizer of N / 2 codebooks of K * K entries: each entry the sum of a pair's entries.
 
-        It represents the same vectors; entry k1 * K + k2 of codebook n stands for entries k1 and k2 of
-        codebooks 2n and 2n + 1.
+        The same vectors; entry k1 * K + k2 of codebook n is entries k1 and k2 of codebooks 2n and 2n + 1.
 
         Raises:
             ValueError: the number of codebooks is odd.
@@ -177,7 +176,7 @@ class Quantizer(Codebooks):
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False), full_float32_products():
             if refine_indexes_iters > 0:
                 effort = Effort.of_passes(refine_indexes_iters, self.num_codebooks)
-                codes_BN = self._search_tables(rank).codes(x_BD, effort, backend=backend)
+                codes_BN = self.search_tables(rank).codes(x_BD, effort, backend=backend)
             else:
                 codes_BN = self._guesses(x_BD)
         if as_bytes:
@@ -203,7 +202,7 @@ class Quantizer(Codebooks):
             codes_BN = logits_BNK.argmax(dim=2)
             if refine_indexes_iters > 0:
                 effort = Effort.of_passes(refine_indexes_iters, self.num_codebooks)
-                codes_BN = self._search_tables().codes(x_BD, effort, codes_BN)
+                codes_BN = self.search_tables().codes(x_BD, effort, codes_BN)
         error = (self._sum_of_centers(codes_BN) - x_BD).square().sum()
         reconstruction = error / ((x_BD - self.get_data_mean()).square().sum() + 1e-20)
         logprobs_BNK = logits_BNK.log_softmax(dim=2)
@@ -247,7 +246,8 @@ class Quantizer(Codebooks):
         return torch.cat(parts)
 
     @torch.no_grad()
-    def _search_tables(self, rank: int | None = None) -> SearchTables:
+    def search_tables(self, rank: int | None = None) -> SearchTables:
+        """What the search needs of the weights as they are now."""
         parts: tuple[Tensor, ...] = (self.get_centers(),)
         if self.logprob_weight:
             scale = (self.logits_scale * SCALE_SPEED).exp()

@@ -4,19 +4,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mvqkd.models.teachers.base import (
+    from mvqkd.models.teachers.base import Teacher, TeacherInfo
+    from mvqkd.models.teachers.batch import EmbeddedBatch
+    from mvqkd.models.teachers.errors import (
         NonFiniteEmbeddingError,
-        Teacher,
-        TeacherInfo,
+        TeacherLoadError,
         UtteranceTooLongError,
         UtteranceTooShortError,
         WaveformError,
     )
-    from mvqkd.models.teachers.errors import TeacherLoadError
     from mvqkd.models.teachers.loading import load_teacher
     from mvqkd.models.teachers.preprocessor import read_sample_rate_hz, sample_rate_hz_from
 
 __all__ = [
+    "EmbeddedBatch",
     "NonFiniteEmbeddingError",
     "Teacher",
     "TeacherInfo",
@@ -30,7 +31,9 @@ __all__ = [
 ]
 
 _MODULES = {
-    "TeacherLoadError": "errors",
+    "EmbeddedBatch": "batch",
+    "Teacher": "base",
+    "TeacherInfo": "base",
     "load_teacher": "loading",
     "read_sample_rate_hz": "preprocessor",
     "sample_rate_hz_from": "preprocessor",
@@ -40,5 +43,5 @@ _MODULES = {
 def __getattr__(name: str) -> Any:
     """Each name on demand: transformers and torch are slow to import, and who asks for a rate needs neither."""
     if name in __all__:
-        return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'base')}"), name)
+        return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'errors')}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

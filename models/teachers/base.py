@@ -1,10 +1,11 @@
-"""What a teacher is: its description, its protocol, its errors, and what all teachers share.
+"""What a teacher is: its description, its protocol, and what all teachers share.
 
-Shape suffixes: B utterances, T frames, D embedding dimension.
+Shape suffixes: B utterances, T frames, F frames of all utterances, D embedding dimension.
 """
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -13,6 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from mvqkd.models.precision import full_float32_products
+from mvqkd.models.teachers.batch import Audio, EmbeddedBatch, gather_audio, join_batch
+from mvqkd.models.teachers.errors import (
+    NonFiniteEmbeddingError,
+    UtteranceTooLongError,
+    UtteranceTooShortError,
+    WaveformError,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,73 +59,73 @@ class Teacher(Protocol):
 
     @property
     def info(self) -> TeacherInfo:
-        """Description of the loaded teacher."""
+        """Description of the loaded teacher, at its highest layer."""
+        ...
+
+    def info_at(self, layer: int) -> TeacherInfo:
+        """Description of the same teacher loaded at one of its layers; see :meth:`TransformersTeacher.info_at`."""
         ...
 
     def encode(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
         """Embed mono float32 waveforms ``(num_samples,)``; see :meth:`TransformersTeacher.encode`."""
         ...
 
+    def encode_layers(self, waveforms: Sequence[Tensor], layers: Sequence[int]) -> list[list[Tensor]]:
+        """The same at several layers; see :meth:`TransformersTeacher.encode_layers`."""
+        ...
+
+    def embed_batch(self, waveforms: Sequence[Tensor], layers: Sequence[int] | None = None) -> EmbeddedBatch:
+        """The same without waiting for the device; see :meth:`TransformersTeacher.embed_batch`."""
+        ...
+
     def num_frames(self, num_samples: int) -> int:
         """Number of frames T that a waveform of ``num_samples`` samples gives; 0 when it is too short."""
         ...
 
 
-class WaveformError(ValueError):
-    """A waveform that cannot be embedded; ``index`` is its position in the list given to ``encode``."""
+class TransformersTeacher(ABC):
+    """Checks, precision and error handling around a transformers encoder; subclasses do the computation.
 
-    def __init__(self, message: str, *, index: int) -> None:
-        super().__init__(message)
-        self.index = index
-
-
-class UtteranceTooShortError(WaveformError):
-    """A waveform with fewer than ``info.min_samples`` samples."""
-
-
-class UtteranceTooLongError(WaveformError):
-    """A waveform with more than ``info.max_samples`` samples."""
-
-
-class NonFiniteEmbeddingError(ValueError):
-    """The teacher made NaN or infinity out of finite audio.
-
-    ``indexes`` names those inputs; ``embeddings`` has one entry per input in order, None for those in
-    ``indexes``, so that the caller can leave them out and keep the others without computing them again.
+    Args:
+        model: the encoder up to the highest layer.
+        infos: of every layer that can be asked for.
+        device: where to compute.
     """
 
-    def __init__(self, *, indexes: tuple[int, ...], embeddings: list[Tensor | None], dtype: str) -> None:
-        remedy = (
-            "leave them out" if dtype == "float32" else f"load the teacher with dtype float32, not {dtype}"
-        )
-        super().__init__(
-            f"the teacher's embeddings of waveforms {list(indexes)} hold NaN or infinity: {remedy}"
-        )
-        self.indexes = indexes
-        self.embeddings = embeddings
-
-
-class TransformersTeacher(ABC):
-    """Checks, precision and error handling around a transformers encoder; subclasses do the computation."""
-
-    def __init__(self, *, model: "PreTrainedModel", info: TeacherInfo, device: torch.device) -> None:
-        cast_weights(model, DTYPES[info.dtype], convolutions=device.type != "cpu")
+    def __init__(
+        self, *, model: "PreTrainedModel", infos: Mapping[int, TeacherInfo], device: torch.device
+    ) -> None:
+        self._infos = dict(infos)
+        self._info = self._infos[max(self._infos)]
+        cast_weights(model, DTYPES[self._info.dtype], convolutions=device.type != "cpu")
         self._model = model.to(device).eval().requires_grad_(False)
         self._device = device
-        self._info = info
 
     @property
     def info(self) -> TeacherInfo:
-        """Description of the loaded teacher."""
+        """Description of the loaded teacher, at its highest layer."""
         return self._info
+
+    def info_at(self, layer: int) -> TeacherInfo:
+        """Description of the same teacher loaded at a layer, its fingerprint included.
+
+        Raises:
+            ValueError: the teacher was not loaded for this layer.
+        """
+        if layer not in self._infos:
+            raise ValueError(
+                f"layer {layer} is not among the layers {sorted(self._infos)} that teacher {self._info.name} was "
+                "loaded for: name it in load_teacher(layers=...)"
+            )
+        return self._infos[layer]
 
     @abstractmethod
     def num_frames(self, num_samples: int) -> int:
         """Number of frames T that a waveform of ``num_samples`` samples gives; 0 when it is too short."""
 
     @abstractmethod
-    def _embed(self, waveforms: list[Tensor]) -> list[Tensor]:
-        """Embed checked waveforms ``(num_samples,)`` on the teacher's device, each to ``(T_i, dim)``."""
+    def _states(self, audio: Audio, layers: Sequence[int]) -> list[Tensor]:
+        """The state after each of the layers, ``(B, T, dim)``; the first frames of a row are its utterance's."""
 
     def encode(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
         """Embed waveforms; one result per input, in order, whatever else is in the list.
@@ -127,7 +135,7 @@ class TransformersTeacher(ABC):
 
         Returns:
             One float32 tensor ``(T_i, dim)`` per waveform, on the teacher's device, where the quantizer reads
-            it next; ``T_i == num_frames(num_samples_i)``.
+            it next; ``T_i == num_frames(num_samples_i)``. They share one piece of memory: clone what is kept.
 
         Raises:
             UtteranceTooShortError, UtteranceTooLongError: a waveform outside ``info.min_samples`` and
@@ -135,22 +143,72 @@ class TransformersTeacher(ABC):
             WaveformError: a waveform that is not a finite one-dimensional float32 tensor; as above.
             NonFiniteEmbeddingError: NaN or infinity in some embeddings; it carries the others.
         """
-        for index, waveform in enumerate(waveforms):
-            self._check(index, waveform)
+        return self.encode_layers(waveforms, [self._info.layer])[0]
+
+    def encode_layers(self, waveforms: Sequence[Tensor], layers: Sequence[int]) -> list[list[Tensor]]:
+        """Embed waveforms at several layers in one pass.
+
+        Args:
+            waveforms: as of ``encode``.
+            layers: of those that the teacher was loaded for.
+
+        Returns:
+            For each layer, in the order given, what ``encode`` of the teacher loaded at that layer returns.
+
+        Raises:
+            ValueError: the teacher was not loaded for one of the layers, or none is given.
+            WaveformError, NonFiniteEmbeddingError: as of ``encode``; an utterance is non-finite in any layer.
+        """
         if not waveforms:
-            return []
-        with torch.inference_mode(), self._precision():
-            embeddings_TD = [x.float() for x in self._embed([w.to(self._device) for w in waveforms])]
-            finite: list[bool] = torch.stack([x.isfinite().all() for x in embeddings_TD]).tolist()
-        # Cloned outside inference mode: a quantizer can be trained on them, and the padded batch is let go.
-        embeddings_TD = [x.clone() for x in embeddings_TD]
+            return [[] for _ in self._checked(layers)]
+        for index, waveform in enumerate(waveforms):
+            if isinstance(waveform, Tensor) and waveform.device.type != "cpu":
+                self._check_finite(index, waveform)
+        batch = self.embed_batch(waveforms, layers)
+        embeddings = [list(x_FD.split(batch.lengths)) for x_FD in batch.frames]
+        finite: list[bool] = batch.finite_B.tolist()
         if not all(finite):
+            left = [
+                [x_TD if good else None for x_TD, good in zip(each, finite, strict=True)]
+                for each in embeddings
+            ]
             raise NonFiniteEmbeddingError(
                 indexes=tuple(i for i, good in enumerate(finite) if not good),
-                embeddings=[x if good else None for x, good in zip(embeddings_TD, finite, strict=True)],
+                embeddings=left[0],
                 dtype=self._info.dtype,
+                layers=left,
             )
-        return embeddings_TD
+        return embeddings
+
+    def embed_batch(self, waveforms: Sequence[Tensor], layers: Sequence[int] | None = None) -> EmbeddedBatch:
+        """Queue the embedding of waveforms; on CUDA the host does not wait for it, and other work can follow.
+
+        Args:
+            waveforms: as of ``encode``, at least one. Those on the host are checked there; of those on a device the
+                numbers are not looked at, and NaN or infinity in them shows in ``finite_B``.
+            layers: of those that the teacher was loaded for; the highest by default.
+
+        Raises:
+            ValueError: no waveforms, or the teacher was not loaded for one of the layers.
+            WaveformError: as of ``encode``; nothing has been computed.
+        """
+        layers = self._checked([self._info.layer] if layers is None else layers)
+        if not waveforms:
+            raise ValueError("there is no waveform to embed: give at least one")
+        for index, waveform in enumerate(waveforms):
+            self._check(index, waveform)
+        with torch.inference_mode(), self._precision():
+            audio = gather_audio(waveforms, self._device, multiple=self._info.frame_shift_samples)
+            states = self._states(audio, layers)
+        lengths = [self.num_frames(length) for length in audio.lengths]
+        # Outside inference mode: a quantizer can be trained on these, and the padded states are let go.
+        with torch.no_grad():
+            return join_batch(states, lengths, layers=layers, device=self._device)
+
+    def _checked(self, layers: Sequence[int]) -> list[int]:
+        if not layers:
+            raise ValueError(f"no layer is given: name some of {sorted(self._infos)}")
+        return [self.info_at(layer).layer for layer in layers]
 
     def _check(self, index: int, waveform: Tensor) -> None:
         info = self._info
@@ -174,7 +232,12 @@ class TransformersTeacher(ABC):
                 f" more than the {info.max_samples / info.sample_rate_hz:g} s the teacher takes: cut it",
                 index=index,
             )
-        if not bool(waveform.isfinite().all()):
+        if waveform.device.type == "cpu":
+            self._check_finite(index, waveform)
+
+    def _check_finite(self, index: int, waveform: Tensor) -> None:
+        # The sum tells in a single pass; only where it is not finite each sample is looked at.
+        if not math.isfinite(float(waveform.sum())) and not bool(waveform.isfinite().all()):
             raise WaveformError(f"waveform {index} holds NaN or infinity: check its audio file", index=index)
 
     @contextmanager
@@ -197,6 +260,12 @@ class TransformersTeacher(ABC):
         return torch.autocast("cpu", enabled=False)
 
 
+def compile_layers(layers: Iterable[nn.Module]) -> None:
+    """Run equal layers through torch.compile when they are called: one graph for all, and for batches of all shapes."""
+    for layer in layers:
+        layer.compile(dynamic=True)
+
+
 def cast_weights(model: nn.Module, dtype: torch.dtype, *, convolutions: bool = True) -> None:
     """Cast the weights of matrix products to ``dtype``, in place; norms and embeddings stay float32.
 
@@ -206,16 +275,3 @@ def cast_weights(model: nn.Module, dtype: torch.dtype, *, convolutions: bool = T
     for module in model.modules():
         if isinstance(module, nn.Linear) or (convolutions and isinstance(module, nn.Conv1d)):
             module.to(dtype)
-
-
-def pad_frames(frames: list[Tensor]) -> tuple[Tensor, Tensor | None]:
-    """Stack ``(T_i, D)`` tensors to zero-padded ``(B, T, D)`` with a mask ``(B, T)``, True at real frames.
-
-    The mask is None when nothing is padded: unmasked attention is faster.
-    """
-    lengths = [x.shape[0] for x in frames]
-    x_BTD = nn.utils.rnn.pad_sequence(frames, batch_first=True)
-    if min(lengths) == max(lengths):
-        return x_BTD, None
-    lengths_B1 = torch.tensor(lengths, device=x_BTD.device)[:, None]
-    return x_BTD, torch.arange(x_BTD.shape[1], device=x_BTD.device) < lengths_B1

@@ -1,28 +1,14 @@
 """``load_teacher``: from a checkpoint to a teacher that computes up to one layer."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from transformers import (
-    Data2VecAudioConfig,
-    Data2VecAudioModel,
-    HubertConfig,
-    HubertModel,
-    PretrainedConfig,
-    PreTrainedModel,
-    Wav2Vec2Config,
-    Wav2Vec2Model,
-    WavLMConfig,
-    WavLMModel,
-    WhisperConfig,
-    WhisperFeatureExtractor,
-)
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from transformers import PretrainedConfig, PreTrainedModel, WhisperFeatureExtractor
 
 from mvqkd.models.teachers.base import DTYPES, Teacher, TeacherInfo
 from mvqkd.models.teachers.checkpoint import (
@@ -32,6 +18,7 @@ from mvqkd.models.teachers.checkpoint import (
     read_weights,
 )
 from mvqkd.models.teachers.errors import TeacherLoadError
+from mvqkd.models.teachers.families import FAMILIES
 from mvqkd.models.teachers.preprocessor import sample_rate_hz_of
 from mvqkd.models.teachers.waveform import WaveformTeacher, receptive_field
 from mvqkd.models.teachers.whisper import (
@@ -46,25 +33,6 @@ from mvqkd.models.teachers.whisper import (
 _COMPUTATION_VERSION = 1
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Family:
-    """How one architecture is built: ``anchor`` is the name of a weight that every such encoder has."""
-
-    config_class: type[PretrainedConfig]
-    model_class: type[PreTrainedModel]
-    anchor: str
-
-
-_WAVEFORM_ANCHOR = "feature_extractor.conv_layers.0.conv.weight"
-_FAMILIES = {
-    "hubert": _Family(config_class=HubertConfig, model_class=HubertModel, anchor=_WAVEFORM_ANCHOR),
-    "wavlm": _Family(config_class=WavLMConfig, model_class=WavLMModel, anchor=_WAVEFORM_ANCHOR),
-    "wav2vec2": _Family(config_class=Wav2Vec2Config, model_class=Wav2Vec2Model, anchor=_WAVEFORM_ANCHOR),
-    "data2vec-audio": _Family(
-        config_class=Data2VecAudioConfig, model_class=Data2VecAudioModel, anchor=_WAVEFORM_ANCHOR
-    ),
-    "whisper": _Family(config_class=WhisperConfig, model_class=WhisperEncoder, anchor="conv1.weight"),
-}
 # The settings that, with the weights' shapes, decide what is computed.
 _FINGERPRINT_KEYS = (
     "model_type",
@@ -91,29 +59,35 @@ def load_teacher(
     path: str,
     *,
     layer: int | None = None,
+    layers: Sequence[int] | None = None,
     device: str | torch.device = "cpu",
     dtype: str = "float32",
     whisper_window: WhisperWindow = "short",
     normalize: bool | None = None,
+    compile: bool = False,
     revision: str | None = None,
 ) -> Teacher:
-    """Load a HuBERT, WavLM, wav2vec2, data2vec-audio or Whisper encoder up to one layer.
+    """Load a HuBERT, WavLM, wav2vec2, data2vec-audio or Whisper encoder up to a layer.
 
     Args:
         path: folder in transformers format (safetensors), also of a model with a head, or a name on the hub.
         layer: the embedding is the hidden state after this many transformer layers, 1 to the checkpoint's
             number, before the model's final layer norm; None is the last. Later layers are not even read.
+        layers: in its place, several that ``encode_layers`` and ``embed_batch`` may be asked for. The teacher is
+            that of the highest of them.
         device: where to compute.
         dtype: "float32", "float16" (CUDA only) or "bfloat16", the precision of matrix products; norms,
             residual sums and results are float32.
         whisper_window: for Whisper, "short" computes a few frames of silence, "exact" all up to 30 s.
         normalize: zero mean and unit variance for each waveform; None takes it from the checkpoint's
             preprocessor_config.json. Not for Whisper.
+        compile: run the layers through torch.compile. The first batches then take long. Results differ by
+            rounding, as between devices, and the fingerprint is the same.
         revision: branch, tag or commit on the hub.
 
     Raises:
         TeacherLoadError: the checkpoint is not there, not reachable, incomplete or of another architecture.
-        ValueError: an impossible layer, dtype, window or normalization.
+        ValueError: an impossible layer, dtype, window or normalization, or both ``layer`` and ``layers``.
     """
     device = torch.device(device)
     if dtype not in DTYPES:
@@ -124,38 +98,54 @@ def load_teacher(
         raise ValueError(f"whisper_window {whisper_window!r} is unknown: choose short or exact")
     checkpoint = open_checkpoint(path, revision)
     architecture = str(checkpoint.config.get("model_type"))
-    if architecture not in _FAMILIES:
+    if architecture not in FAMILIES:
         raise TeacherLoadError(
-            f"teacher {path} is a {architecture!r} model: supported are {', '.join(_FAMILIES)}"
+            f"teacher {path} is a {architecture!r} model: supported are {', '.join(FAMILIES)}"
         )
-    config = _FAMILIES[architecture].config_class.from_dict(dict(checkpoint.config))
+    config = FAMILIES[architecture].config_class.from_dict(dict(checkpoint.config))
     num_layers = config.encoder_layers if architecture == "whisper" else config.num_hidden_layers
-    layer = num_layers if layer is None else layer
-    if not 1 <= layer <= num_layers:
-        raise ValueError(f"layer {layer} is not among the layers 1 to {num_layers} of teacher {path}")
+    layers = _checked_layers(layer, layers, num_layers, path)
     load = _load_whisper if architecture == "whisper" else _load_waveform
     return load(
         checkpoint,
         config,
-        layer=layer,
+        layers=layers,
         num_layers=num_layers,
         device=device,
         dtype=dtype,
         window=whisper_window,
         normalize=normalize,
+        compile=compile,
     )
+
+
+def _checked_layers(
+    layer: int | None, layers: Sequence[int] | None, num_layers: int, path: str
+) -> tuple[int, ...]:
+    """The layers that were asked for, each once, the highest last."""
+    if layer is not None and layers is not None:
+        raise ValueError("give layer or layers, not both")
+    if layers is None:
+        layers = [num_layers if layer is None else layer]
+    if not layers:
+        raise ValueError("layers is empty: name at least one, or leave it out for the last")
+    for each in layers:
+        if not 1 <= each <= num_layers:
+            raise ValueError(f"layer {each} is not among the layers 1 to {num_layers} of teacher {path}")
+    return tuple(sorted(set(layers)))
 
 
 def _load_waveform(
     checkpoint: Checkpoint,
     config: PretrainedConfig,
     *,
-    layer: int,
+    layers: tuple[int, ...],
     num_layers: int,
     device: torch.device,
     dtype: str,
     window: WhisperWindow,
     normalize: bool | None,
+    compile: bool,
 ) -> Teacher:
     preprocessor = checkpoint.preprocessor
     if normalize is None:
@@ -166,15 +156,15 @@ def _load_waveform(
             )
         normalize = bool(preprocessor.get("do_normalize", True))
     architecture = config.model_type
-    config.num_hidden_layers = layer
+    config.num_hidden_layers = layers[-1]
     # What follows the encoder or serves only training: masking vector, adapter.
     config.mask_time_prob = config.mask_feature_prob = 0.0
     config.add_adapter = False
     model = _build(architecture, config)
     if getattr(config, "do_stable_layer_norm", False):
         model.encoder.layer_norm = nn.Identity()
-    settings = _settings(config, layer=layer, dtype=dtype) | {"normalize": normalize}
-    digest = _fill(model, checkpoint, settings)
+    settings = _settings(config, dtype=dtype) | {"normalize": normalize}
+    digests = _fill(model, checkpoint, settings, layers)
     field, shift = receptive_field(config.conv_kernel, config.conv_stride)
     sample_rate_hz = sample_rate_hz_of(preprocessor, architecture=architecture, name=checkpoint.name)
     info = TeacherInfo(
@@ -185,26 +175,29 @@ def _load_waveform(
         frame_shift_samples=shift,
         frame_offset_s=field / 2 / sample_rate_hz,
         dim=config.hidden_size,
-        layer=layer,
+        layer=layers[-1],
         num_layers=num_layers,
         dtype=dtype,
-        fingerprint=digest,
+        fingerprint=digests[layers[-1]],
         min_samples=field,
         max_samples=None,
     )
-    return WaveformTeacher(model=model, info=info, device=device, normalize=normalize)
+    return WaveformTeacher(
+        model=model, infos=_infos(info, digests), device=device, normalize=normalize, compile=compile
+    )
 
 
 def _load_whisper(
     checkpoint: Checkpoint,
     config: PretrainedConfig,
     *,
-    layer: int,
+    layers: tuple[int, ...],
     num_layers: int,
     device: torch.device,
     dtype: str,
     window: WhisperWindow,
     normalize: bool | None,
+    compile: bool,
 ) -> Teacher:
     if normalize:
         raise ValueError(
@@ -216,16 +209,16 @@ def _load_whisper(
         feature_size=config.num_mel_bins,
         **{key: preprocessor[key] for key in ("sampling_rate", "hop_length", "n_fft") if key in preprocessor},
     )
-    config.encoder_layers = layer
+    config.encoder_layers = layers[-1]
     model = _build("whisper", config)
     model.layer_norm = nn.Identity()
-    settings = _settings(config, layer=layer, dtype=dtype) | {
+    settings = _settings(config, dtype=dtype) | {
         "window": (window, SILENCE_EDGE_FRAMES, SILENCE_STRETCH_FRAMES) if window == "short" else window,
         "sampling_rate": extractor.sampling_rate,
         "hop_length": extractor.hop_length,
         "n_fft": extractor.n_fft,
     }
-    digest = _fill(model, checkpoint, settings)
+    digests = _fill(model, checkpoint, settings, layers)
     shift = extractor.hop_length * math.prod(model.conv2.stride)
     info = TeacherInfo(
         name=checkpoint.name,
@@ -236,45 +229,65 @@ def _load_whisper(
         # The spectrogram's and the convolutions' windows are centered on the frame's first sample.
         frame_offset_s=0.0,
         dim=config.d_model,
-        layer=layer,
+        layer=layers[-1],
         num_layers=num_layers,
         dtype=dtype,
-        fingerprint=digest,
+        fingerprint=digests[layers[-1]],
         min_samples=1,
         max_samples=config.max_source_positions * shift,
     )
     log_mel = LogMel(
         mel_filters=extractor.mel_filters, n_fft=extractor.n_fft, hop_samples=extractor.hop_length
     )
-    return WhisperTeacher(model=model, info=info, device=device, log_mel=log_mel, window=window)
+    return WhisperTeacher(
+        model=model,
+        infos=_infos(info, digests),
+        device=device,
+        log_mel=log_mel,
+        window=window,
+        compile=compile,
+    )
+
+
+def _infos(highest: TeacherInfo, digests: Mapping[int, str]) -> dict[int, TeacherInfo]:
+    """What the teacher of each layer says of itself."""
+    return {layer: replace(highest, layer=layer, fingerprint=digest) for layer, digest in digests.items()}
 
 
 def _build(architecture: str, config: PretrainedConfig) -> PreTrainedModel:
     """The encoder without memory for its weights."""
-    # WavLM has attention of its own, with a bias for each pair of positions.
+    # WavLM has attention of its own, which its teacher replaces.
     config._attn_implementation = "eager" if architecture == "wavlm" else "sdpa"
     with torch.device("meta"):
-        return _FAMILIES[architecture].model_class(config)
+        return FAMILIES[architecture].model_class(config)
 
 
-def _fill(model: PreTrainedModel, checkpoint: Checkpoint, settings: Mapping[str, Any]) -> str:
-    """Give the encoder its weights; returns the fingerprint."""
-    anchor = _FAMILIES[settings["model_type"]].anchor
-    weights = read_weights(checkpoint, anchor=anchor, names=model.state_dict())
+def _fill(
+    model: PreTrainedModel, checkpoint: Checkpoint, settings: Mapping[str, Any], layers: Sequence[int]
+) -> dict[int, str]:
+    """Give the encoder its weights; returns the fingerprint of the teacher of each layer."""
+    family = FAMILIES[settings["model_type"]]
+    weights = read_weights(checkpoint, anchor=family.anchor, names=model.state_dict())
     try:
         model.load_state_dict(weights, assign=True)
     except RuntimeError as error:
         raise TeacherLoadError(
             f"{checkpoint.name}: the weights do not fit config.json ({error}): download the checkpoint again"
         ) from error
-    digest = fingerprint(weights, settings)
+
+    def up_to(layer: int) -> dict[str, Tensor]:
+        later = tuple(f"{family.layers}{index}." for index in range(layer, layers[-1]))
+        return {name: tensor for name, tensor in weights.items() if not name.startswith(later)}
+
+    digests = {layer: fingerprint(up_to(layer), {**settings, "layer": layer}) for layer in layers}
     for module in list(model.modules()):
         if parametrize.is_parametrized(module, "weight"):
             # Weight normalization is for training; here it would be computed anew for every batch.
             parametrize.remove_parametrizations(module, "weight")
-    return digest
+    return digests
 
 
-def _settings(config: PretrainedConfig, *, layer: int, dtype: str) -> dict[str, Any]:
+def _settings(config: PretrainedConfig, *, dtype: str) -> dict[str, Any]:
+    """What of the settings is in every fingerprint, to which the layer is added."""
     settings = {key: getattr(config, key) for key in _FINGERPRINT_KEYS if hasattr(config, key)}
-    return settings | {"layer": layer, "dtype": dtype, "computation": _COMPUTATION_VERSION}
+    return settings | {"dtype": dtype, "computation": _COMPUTATION_VERSION}

@@ -1,18 +1,24 @@
 """HuBERT, WavLM, wav2vec2 and data2vec-audio: teachers that read the waveform itself.
 
-Shape suffixes: B utterances, C channels of the convolutions, T frames, D channels.
+Shape suffixes: B utterances, S samples, C channels of the convolutions, T frames of an utterance, F frames of all,
+D channels, H heads.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from mvqkd.models.teachers.base import TeacherInfo, TransformersTeacher, pad_frames
+from mvqkd.models.teachers.base import TeacherInfo, TransformersTeacher, compile_layers
+from mvqkd.models.teachers.batch import Audio, pad_frames, states_after
+from mvqkd.models.teachers.wavlm import use_fused_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+# Of a joined front end: the first convolution of 30 s at 512 channels writes 197 MB in float32.
+_FRAMES_AT_ONCE = {"cpu": 250, "cuda": 1500}
 
 
 def count_conv_frames(num_samples: int, kernels: Sequence[int], strides: Sequence[int]) -> int:
@@ -22,6 +28,12 @@ def count_conv_frames(num_samples: int, kernels: Sequence[int], strides: Sequenc
             return 0
         num_samples = (num_samples - kernel) // stride + 1
     return num_samples
+
+
+def normalize_in_place(waveform: Tensor) -> None:
+    """Zero mean and unit variance, as transformers' feature extractor does, its epsilon included."""
+    variance, mean = torch.var_mean(waveform, correction=0)
+    waveform.sub_(mean).div_(torch.sqrt(variance + 1e-7))
 
 
 def receptive_field(kernels: Sequence[int], strides: Sequence[int]) -> tuple[int, int]:
@@ -38,55 +50,84 @@ class WaveformTeacher(TransformersTeacher):
 
     Three parts of such models let one utterance see another's padding; each is met in its place:
 
-    - normalization over time, of the waveform and in the group norm after the first convolution: the
-      convolutional front end runs on each utterance alone, unpadded (its time is small beside the
-      transformer's);
+    - normalization over time, of the waveform and in the group norm after the first convolution: the waveform
+      is normalized by itself, and a front end with group norm runs on each utterance alone. The others, with
+      layer norm, take all utterances one after the other as if they were one: convolutions are unpadded, so
+      a frame sees its own samples alone, and frames that see two utterances are left out;
     - the positional convolutions, data2vec's stacked ones and HuBERT's optional batch norm before it, which
       turn zero padding into other values: every stage's output is zeroed beyond the utterance's end;
     - attention: padded frames are masked as keys.
     """
 
     def __init__(
-        self, *, model: "PreTrainedModel", info: TeacherInfo, device: torch.device, normalize: bool
+        self,
+        *,
+        model: "PreTrainedModel",
+        infos: Mapping[int, TeacherInfo],
+        device: torch.device,
+        normalize: bool,
+        compile: bool = False,
     ) -> None:
-        super().__init__(model=model, info=info, device=device)
+        super().__init__(model=model, infos=infos, device=device)
         self._normalize = normalize
         config = model.config
         self._kernels, self._strides = tuple(config.conv_kernel), tuple(config.conv_stride)
         self._norm_before_layers = not getattr(config, "do_stable_layer_norm", False)
-        self._has_position_bias = info.architecture == "wavlm"
+        # data2vec has layer norm without saying so.
+        self._joined = getattr(config, "feat_extract_norm", "layer") == "layer"
         self._position_stages = _position_stages(model.encoder.pos_conv_embed)
+        self._position_bias = None
+        if self._info.architecture == "wavlm":
+            self._position_bias = use_fused_attention(model.encoder, device)
+        if compile:
+            compile_layers(model.encoder.layers)
 
     def num_frames(self, num_samples: int) -> int:
         """Number of frames T that a waveform of ``num_samples`` samples gives; 0 when it is too short."""
         return count_conv_frames(num_samples, self._kernels, self._strides)
 
-    def _embed(self, waveforms: list[Tensor]) -> list[Tensor]:
-        frames = [self._front_end(waveform) for waveform in waveforms]
-        x_BTD, keep_BT = pad_frames(frames)
+    def _states(self, audio: Audio, layers: Sequence[int]) -> list[Tensor]:
+        if self._normalize:
+            for waveform in audio.waveforms():
+                normalize_in_place(waveform)
+        x_BTD, keep_BT = pad_frames(self._front_end(audio))
         encoder = self._model.encoder
         x_BTD = x_BTD + self._position_embeddings(x_BTD, keep_BT)
         if self._norm_before_layers:
             x_BTD = encoder.layer_norm(x_BTD)
-        if self._has_position_bias:
-            bias = None
-            for layer in encoder.layers:
-                x_BTD, bias = layer(x_BTD, attention_mask=keep_BT, position_bias=bias)
-        else:
-            mask_B11T = None if keep_BT is None else keep_BT[:, None, None, :]
-            for layer in encoder.layers:
-                x_BTD = layer(x_BTD, attention_mask=mask_B11T)
-        return [x_TD[: len(own)] for x_TD, own in zip(x_BTD, frames, strict=True)]
+        if self._position_bias is not None:
+            bias_HTT = self._position_bias(x_BTD.shape[1])
+            return states_after(
+                layers,
+                encoder.layers,
+                x_BTD,
+                lambda layer, x_BTD: layer(x_BTD, attention_mask=keep_BT, position_bias=bias_HTT)[0],
+            )
+        mask_B11T = None if keep_BT is None else keep_BT[:, None, None, :]
+        return states_after(
+            layers, encoder.layers, x_BTD, lambda layer, x_BTD: layer(x_BTD, attention_mask=mask_B11T)
+        )
 
-    def _front_end(self, waveform: Tensor) -> Tensor:
-        """Waveform ``(num_samples,)`` of one utterance to projected features ``(T, D)``."""
-        if self._normalize:
-            # As transformers' feature extractor does, its epsilon included.
-            variance, mean = torch.var_mean(waveform, correction=0)
-            waveform = (waveform - mean) / torch.sqrt(variance + 1e-7)
+    def _front_end(self, audio: Audio) -> list[Tensor]:
+        """Projected features ``(T, D)`` of each utterance."""
+        if not self._joined:
+            return [self._features(waveform) for waveform in audio.waveforms()]
+        field, shift = self._info.min_samples, self._info.frame_shift_samples
+        frames = self.num_frames(len(audio.samples_S))
+        at_once = _FRAMES_AT_ONCE.get(self._device.type, 1500)
+        parts = []
+        for first in range(0, frames, at_once):
+            last = min(first + at_once, frames) - 1
+            parts.append(self._features(audio.samples_S[first * shift : last * shift + field]))
+        x_FD = torch.cat(parts)
+        own = zip(audio.starts, audio.lengths, strict=True)
+        return [x_FD[start // shift :][: self.num_frames(length)] for start, length in own]
+
+    def _features(self, samples_S: Tensor) -> Tensor:
+        """Samples to projected features ``(F, D)``."""
         with self._convolutions():
-            features_1CT = self._model.feature_extractor(waveform[None])
-        projected = self._model.feature_projection(features_1CT.transpose(1, 2))
+            features_1CF = self._model.feature_extractor(samples_S[None])
+        projected = self._model.feature_projection(features_1CF.transpose(1, 2))
         # Some of the models return the normalized features beside the projected ones.
         return projected[0] if isinstance(projected, Tensor) else projected[0][0]
 

@@ -3,13 +3,15 @@
 Shape suffixes: B utterances, T frames, D channels, M mel bins, F frequencies of the spectrum.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mvqkd.models.teachers.base import TeacherInfo, TransformersTeacher, pad_frames
+from mvqkd.models.teachers.base import TeacherInfo, TransformersTeacher, compile_layers
+from mvqkd.models.teachers.batch import Audio, pad_frames, states_after
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -73,21 +75,24 @@ class WhisperTeacher(TransformersTeacher):
         self,
         *,
         model: "PreTrainedModel",
-        info: TeacherInfo,
+        infos: Mapping[int, TeacherInfo],
         device: torch.device,
         log_mel: LogMel,
         window: WhisperWindow,
+        compile: bool = False,
     ) -> None:
-        super().__init__(model=model, info=info, device=device)
+        super().__init__(model=model, infos=infos, device=device)
         self._log_mel = log_mel.to(device)
         self._window = window
+        if compile:
+            compile_layers(model.layers)
 
     def num_frames(self, num_samples: int) -> int:
         """Number of frames T that a waveform of ``num_samples`` samples gives: those that start in it."""
         return -(-num_samples // self._info.frame_shift_samples)
 
-    def _embed(self, waveforms: list[Tensor]) -> list[Tensor]:
-        inputs = [self._front_end(waveform) for waveform in waveforms]
+    def _states(self, audio: Audio, layers: Sequence[int]) -> list[Tensor]:
+        inputs = [self._front_end(waveform) for waveform in audio.waveforms()]
         x_BTD, _ = pad_frames([x_TD for x_TD, _ in inputs])
         bias_B11T = None
         if self._window == "short":
@@ -95,10 +100,9 @@ class WhisperTeacher(TransformersTeacher):
                 [log_count_T for _, log_count_T in inputs], batch_first=True, padding_value=-torch.inf
             )
             bias_B11T = bias_BT[:, None, None, :]
-        for layer in self._model.layers:
-            x_BTD = layer(x_BTD, attention_mask=bias_B11T)
-        lengths = [self.num_frames(len(waveform)) for waveform in waveforms]
-        return [x_TD[:length] for x_TD, length in zip(x_BTD, lengths, strict=True)]
+        return states_after(
+            layers, self._model.layers, x_BTD, lambda layer, x_BTD: layer(x_BTD, attention_mask=bias_B11T)
+        )
 
     def _front_end(self, waveform: Tensor) -> tuple[Tensor, Tensor]:
         """Waveform ``(num_samples,)`` of one utterance to what the first layer reads.
@@ -122,10 +126,10 @@ class WhisperTeacher(TransformersTeacher):
             x_1DT = nn.functional.gelu(model.conv1(mel_MT[None]))
             x_TD = nn.functional.gelu(model.conv2(x_1DT))[0].T[:kept_frames]
 
-        starts = range(kept_frames, window_frames, SILENCE_STRETCH_FRAMES)
-        counts = [min(SILENCE_STRETCH_FRAMES, window_frames - start) for start in starts]
-        middles = [start + count // 2 for start, count in zip(starts, counts, strict=True)]
-        x_TD = torch.cat([x_TD, x_TD[-1:].expand(len(middles), -1)])
-        positions_T = torch.tensor([*range(kept_frames), *middles], device=x_TD.device)
-        x_TD = x_TD + model.embed_positions.weight[positions_T]
-        return x_TD, torch.tensor([1] * kept_frames + counts, device=x_TD.device).to(x_TD.dtype).log()
+        # Made where they are used: copies of lists would make the host wait for the device.
+        starts_T = torch.arange(kept_frames, window_frames, SILENCE_STRETCH_FRAMES, device=x_TD.device)
+        counts_T = (window_frames - starts_T).clamp(max=SILENCE_STRETCH_FRAMES)
+        x_TD = torch.cat([x_TD, x_TD[-1:].expand(len(starts_T), -1)])
+        own_T = torch.arange(kept_frames, device=x_TD.device)
+        x_TD = x_TD + model.embed_positions.weight[torch.cat([own_T, starts_T + counts_T // 2])]
+        return x_TD, torch.cat([torch.ones_like(own_T), counts_T]).to(x_TD.dtype).log()

@@ -6,7 +6,6 @@ back with its errors and the others go on.
 """
 
 import contextlib
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -17,6 +16,8 @@ from ray.exceptions import RayError, RayTaskError
 
 from mvqkd.pipeline.cluster.actors import actor_of
 from mvqkd.pipeline.cluster.connect import check_fits, read_board, resources, start_board
+from mvqkd.pipeline.cluster.hand import Deadline, Hand
+from mvqkd.pipeline.cluster.metrics import DriverMetrics, Labels
 from mvqkd.pipeline.cluster.pool import Note, Outcome, Resources, Share, Watch, WorkerSettings
 from mvqkd.pipeline.errors import PoolError
 from mvqkd.pipeline.run_config import ClusterConfig
@@ -28,10 +29,10 @@ POLL_S = 0.5
 
 
 class RayPool:
-    """Actors on the cluster that this process is connected to."""
+    """Actors on the cluster that this process is connected to; `run` is what the metrics call this run."""
 
-    def __init__(self, config: ClusterConfig) -> None:
-        self._config = config
+    def __init__(self, config: ClusterConfig, *, run: str = "") -> None:
+        self._config, self._run = config, run
 
     @property
     def resources(self) -> Resources:
@@ -48,23 +49,31 @@ class RayPool:
         max_attempts: int = 3,
         timeout_s: float | None = None,
     ) -> Iterator[Outcome]:
-        """As `Pool.run`. An attempt that takes longer than `timeout_s` has its actor killed."""
+        """As `Pool.run`. An attempt that takes longer than `timeout_s`, or far longer than others, has its actor
+        killed."""
         check_fits(self._config, share)
-        board = start_board()
-        actor = actor_of(settings, cpus=share.cpus, gpus=share.gpus)
+        board, items = start_board(), list(items)
+        metrics = DriverMetrics(Labels.of(settings, self._run), left=len(items))
+        actor = actor_of(settings, cpus=share.cpus, gpus=share.gpus, at_once=share.at_once)
 
         def look() -> None:
             watch.on_notes(list(read_board(board).values()))
 
+        def again(outcome: Outcome) -> None:
+            metrics.retried()
+            watch.on_retry(outcome)
+
         dispatcher = Dispatcher(
-            spawn=lambda: actor.remote(settings, board),
+            spawn=lambda: actor.remote(settings, board, self._run),
             workers=share.workers,
             max_attempts=max_attempts,
-            timeout_s=timeout_s,
+            at_once=share.at_once,
+            deadline=Deadline(timeout_s, size=share.size),
             on_poll=look,
-            on_retry=watch.on_retry,
+            on_retry=again,
         )
         for outcome in dispatcher.run(items):
+            metrics.ended(failed=outcome.failed)
             look()
             yield outcome
 
@@ -76,36 +85,36 @@ class RayPool:
 
 
 @dataclass(kw_only=True)
-class _Busy:
-    worker: Any
-    outcome: Outcome
-    since: float
-
-
-@dataclass(kw_only=True)
 class Dispatcher:
     """Runs `worker.run(item, last_attempt=...)` for every item on a set of actors.
+
+    An actor that is lost takes all items in its hands with it. Where there was one, that one is charged with an
+    attempt; of several nobody knows which of them did it, so none is, and each is alone with an actor from then on.
 
     Args:
         spawn: makes an actor handle. Its class must have `max_restarts=0`, so that attempts stay exact.
         workers: actors wanted. Surplus ones wait as pending actors, which is what an autoscaler sees as demand.
+        at_once: items that an actor has in hand, as long as there are more than the actors can begin at once.
         max_attempts: tries for one item, whether it raised or took its actor down.
         max_failed_starts: actors in a row that may fail to start before all is given up.
-        timeout_s: an item that takes longer has its actor killed.
+        deadline: an item that takes longer has its actor killed.
         on_poll: called at least every half second.
         on_retry: called with an item that failed and will be tried again; its last error says why.
     """
 
     spawn: Callable[[], Any]
     workers: int
+    at_once: int = 1
     max_attempts: int = 3
     max_failed_starts: int = 3
-    timeout_s: float | None = None
+    deadline: Deadline = field(default_factory=lambda: Deadline(None))
     on_poll: Callable[[], None] = lambda: None
     on_retry: Callable[[Outcome], None] = lambda outcome: None
     _todo: deque[Outcome] = field(default_factory=deque, init=False)
+    _alone: deque[Outcome] = field(default_factory=deque, init=False)
     _booting: dict[Any, Any] = field(default_factory=dict, init=False)
-    _busy: dict[Any, _Busy] = field(default_factory=dict, init=False)
+    _busy: dict[Any, Hand] = field(default_factory=dict, init=False)
+    _hands: set[Hand] = field(default_factory=set, init=False)
     _failed_starts: int = field(default=0, init=False)
 
     def run(self, items: Iterable[Any]) -> Iterator[Outcome]:
@@ -116,33 +125,26 @@ class Dispatcher:
         """
         self._todo.extend(Outcome(item=item) for item in items)
         try:
-            while self._todo or self._busy:
-                while len(self._booting) + len(self._busy) < self.workers and len(self._booting) < len(
-                    self._todo
-                ):
-                    worker = self.spawn()
-                    self._booting[worker.__ray_ready__.remote()] = worker
+            while self._todo or self._alone or self._busy:
+                self._spawn()
                 ready, _ = ray.wait([*self._booting, *self._busy], num_returns=1, timeout=POLL_S)
                 for reference in ready:
                     if reference in self._booting:
                         self._started(reference)
-                    elif (outcome := self._ended(reference)) is not None:
-                        yield outcome
+                    else:
+                        yield from self._ended(reference)
                 self._end_late_ones()
                 self.on_poll()
         finally:
-            for worker in [*self._booting.values(), *(work.worker for work in self._busy.values())]:
+            for worker in [*self._booting.values(), *(hand.worker for hand in self._hands)]:
                 with contextlib.suppress(RayError):
                     ray.kill(worker)
 
-    def _feed(self, worker: Any) -> None:
-        if not self._todo:
-            ray.kill(worker)
-            return
-        outcome = self._todo.popleft()
-        outcome.attempts += 1
-        reference = worker.run.remote(outcome.item, last_attempt=outcome.attempts == self.max_attempts)
-        self._busy[reference] = _Busy(worker=worker, outcome=outcome, since=time.monotonic())
+    def _spawn(self) -> None:
+        waiting = len(self._todo) + len(self._alone)
+        while len(self._booting) + len(self._hands) < self.workers and len(self._booting) < waiting:
+            worker = self.spawn()
+            self._booting[worker.__ray_ready__.remote()] = worker
 
     def _started(self, reference: Any) -> None:
         worker = self._booting.pop(reference)
@@ -156,36 +158,87 @@ class Dispatcher:
                 ) from error
             return
         self._failed_starts = 0
-        self._feed(worker)
+        hand = Hand(worker)
+        self._hands.add(hand)
+        self._feed(hand)
 
-    def _ended(self, reference: Any) -> Outcome | None:
-        """What became of an item; None when it is tried again."""
-        work = self._busy.pop(reference)
-        outcome = work.outcome
-        # RayTaskError: the item raised and the actor lives. Any other RayError: the actor is lost.
-        alive, again = True, False
+    def _feed(self, hand: Hand) -> None:
+        """Give an actor what it can take; one that gets nothing makes room for others."""
+        if self._alone and not hand.items:
+            self._give(hand, self._alone.popleft(), alone=True)
+        while self._todo and len(hand.items) < self._room(hand):
+            self._give(hand, self._todo.popleft())
+        if not hand.items:
+            self._drop(hand)
+
+    def _room(self, hand: Hand) -> int:
+        if hand.alone:
+            return 0
+        # Towards the end nobody holds what another one could begin.
+        return self.at_once if len(self._todo) > self.workers else 1
+
+    def _give(self, hand: Hand, outcome: Outcome, *, alone: bool = False) -> None:
+        outcome.attempts += 1
+        reference = hand.worker.run.remote(outcome.item, last_attempt=outcome.attempts == self.max_attempts)
+        hand.take(reference, outcome, alone=alone)
+        self._busy[reference] = hand
+
+    def _ended(self, reference: Any) -> Iterator[Outcome]:
+        """What became of an item, or of all items of an actor that is lost; those that are tried again are kept."""
+        hand = self._busy[reference]
         try:
-            outcome.result = ray.get(reference)
+            result = ray.get(reference)
+        except RayTaskError as error:  # the item raised and the actor lives
+            yield from self._failed(self._let_go(hand, reference), error)
         except RayError as error:
-            outcome.errors.append(_cause(error))
-            alive = isinstance(error, RayTaskError)
-            if not alive:
-                ray.kill(work.worker)
-            again = outcome.attempts < self.max_attempts
-            outcome.failed = not again
-            if again:
-                self._todo.append(outcome)  # to the back: others go first
-                self.on_retry(outcome)
-        if alive:
-            self._feed(work.worker)
-        return None if again else outcome
+            yield from self._lost(hand, error)
+            return
+        else:
+            self.deadline.learn(hand.items[reference].item, hand.seconds(reference))
+            outcome = self._let_go(hand, reference)
+            outcome.result = result
+            yield outcome
+        self._feed(hand)
+
+    def _lost(self, hand: Hand, error: RayError) -> Iterator[Outcome]:
+        outcomes = list(hand.items.items())
+        self._drop(hand)
+        # A machine that is taken away says nothing of what was done on it.
+        taken_away = bool(getattr(error, "preempted", False))
+        for number, (reference, outcome) in enumerate(outcomes):
+            del self._busy[reference]
+            charged = not taken_away and (number == 0 if hand.late else len(outcomes) == 1)
+            if charged:
+                yield from self._failed(outcome, error, to=self._alone if hand.alone else self._todo)
+                continue
+            outcome.attempts -= 1
+            (self._todo if taken_away or hand.late else self._alone).append(outcome)
+
+    def _failed(
+        self, outcome: Outcome, error: RayError, *, to: deque[Outcome] | None = None
+    ) -> Iterator[Outcome]:
+        outcome.errors.append(_cause(error))
+        outcome.failed = outcome.attempts >= self.max_attempts
+        if outcome.failed:
+            yield outcome
+            return
+        (self._todo if to is None else to).append(outcome)  # to the back: others go first
+        self.on_retry(outcome)
+
+    def _let_go(self, hand: Hand, reference: Any) -> Outcome:
+        del self._busy[reference]
+        return hand.let_go(reference)
+
+    def _drop(self, hand: Hand) -> None:
+        self._hands.discard(hand)
+        with contextlib.suppress(RayError):
+            ray.kill(hand.worker)
 
     def _end_late_ones(self) -> None:
-        if self.timeout_s is None:
-            return
-        for work in self._busy.values():
-            if time.monotonic() - work.since > self.timeout_s:
-                ray.kill(work.worker)  # its reference fails at the next wait
+        for hand in self._hands:
+            if hand.items and not hand.late and self.deadline.is_over(hand.oldest.item, hand.seconds()):
+                hand.late = True
+                ray.kill(hand.worker)  # its references fail at the next wait
 
 
 def _cause(error: RayError) -> str:

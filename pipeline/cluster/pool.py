@@ -61,12 +61,20 @@ class Resources:
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """How many workers, and what each asks for; `keys` are those of the run file that say so, for messages."""
+    """How many workers, and what each asks for.
+
+    Attributes:
+        keys: of the run file that say so, for messages.
+        at_once: items that a worker is given at a time; its `run` is called in as many threads.
+        size: of an item, by which one is expected to take longer than another.
+    """
 
     workers: int
     cpus: float
     gpus: float
     keys: str
+    at_once: int = 1
+    size: Callable[[Any], float] = lambda _: 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +116,8 @@ class Pool(Protocol):
             share: how many workers, and what each asks for.
             watch: what is told meanwhile.
             max_attempts: tries for one item.
-            timeout_s: an attempt that takes longer is ended, where the pool can.
+            timeout_s: an attempt that takes longer is ended, where the pool can. None: one that takes far longer than
+                others of its size did.
 
         Raises:
             PoolError: no worker can be started.
@@ -126,8 +135,8 @@ class Pool(Protocol):
 
 
 @contextmanager
-def open_pool(config: ClusterConfig) -> Iterator[Pool]:
-    """The pool that `cluster.address` names, for the time of the block.
+def open_pool(config: ClusterConfig, *, run: str = "") -> Iterator[Pool]:
+    """The pool that `cluster.address` names, for the time of the block; `run` is what its metrics call the run.
 
     Raises:
         ConnectionError: no cluster answers there, or none can be started here.
@@ -140,7 +149,7 @@ def open_pool(config: ClusterConfig) -> Iterator[Pool]:
     from mvqkd.pipeline.cluster.dispatch import RayPool
 
     with cluster(config):
-        yield RayPool(config)
+        yield RayPool(config, run=run)
 
 
 class PoolHere:
@@ -170,7 +179,7 @@ class PoolHere:
         max_attempts: int = 3,
         timeout_s: float | None = None,
     ) -> Iterator[Outcome]:
-        """As `Pool.run`; one item after the other."""
+        """As `Pool.run`; one item after the other, whatever `share.at_once` allows."""
         have = self.resources
         if share.cpus > have.cpus or share.gpus > have.gpus:
             raise ValueError(

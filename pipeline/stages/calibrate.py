@@ -53,6 +53,7 @@ def calibrate_stage(run: Run, seconds: float = SECONDS) -> dict[str, Any]:
             embedder=embedder_settings(run, share),
             quantizer=None if record is None else run.quantizer,
             seconds=seconds,
+            search=run.config.extract.search,
         )
         show = bars.enter_context(bar("calibrate", total=seconds, unit="s"))
 

@@ -90,7 +90,7 @@ def _outcomes(run: Run, name: str, plan: Plan) -> Sequence[Outcome]:
     done: dict[int, int] = {}  # utterances of each shard
     began = time.monotonic()
     with (
-        open_pool(run.config.cluster) as pool,
+        open_pool(run.config.cluster, run=run.name) as pool,
         bar(f"decode {name}", total=plan.num_cuts, unit="utterances") as show,
     ):
         share = decode_share(run, pool.resources)

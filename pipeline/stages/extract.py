@@ -28,7 +28,7 @@ def extract_stage(run: Run) -> dict[str, Any]:
     """
     plan = need_plan(run, "train")
     record = _need_quantizer(run)
-    table = IndexTable.create(run.table, record.contract())
+    table = IndexTable.create(run.table, record.contract(search=run.config.extract.search))
     planned = {shard.name(table.contract.digest()): shard for shard in plan.shards}
     sizes = table.location.list()
     committed = set(shard_names(sizes))
@@ -37,7 +37,7 @@ def extract_stage(run: Run) -> dict[str, Any]:
     todo = [shard for name, shard in planned.items() if name not in committed]
     work = _Work(table=table, extracted=extracted, num_todo=len(todo), began=time.monotonic())
     if todo:
-        with open_pool(run.config.cluster) as pool:
+        with open_pool(run.config.cluster, run=run.name) as pool:
             for outcome in _outcomes(run, table, todo, pool, work):
                 work.end(outcome)
         sizes = table.location.list()
@@ -58,9 +58,16 @@ def extract_stage(run: Run) -> dict[str, Any]:
 
 def _need_quantizer(run: Run) -> QuantizerRecord:
     try:
-        return load_record(run.quantizer)
+        record = load_record(run.quantizer)
     except ArtifactError as error:
         raise StageError(f"{error}; `mvqkd fit` makes it") from error
+    layer = record.teacher["layer"]
+    if run.config.teacher.layer not in (None, layer):
+        raise StageError(
+            f"{run.quantizer.url}: this quantizer was fitted on layer {layer} of the teacher, but teacher.layer is "
+            f"{run.config.teacher.layer}; set it back, or use another storage.root"
+        )
+    return record
 
 
 def _refuse_foreign(table: IndexTable, names: Sequence[str]) -> None:
@@ -77,14 +84,18 @@ def _outcomes(
     run: Run, table: IndexTable, todo: Sequence[Shard], pool: Pool, work: "_Work"
 ) -> Iterator[Outcome]:
     from mvqkd.pipeline.stages.sizing import embedder_settings, extract_share
-    from mvqkd.workers.extract import ExtractSettings
+    from mvqkd.workers.extract import SHARDS_AT_ONCE, ExtractSettings, TableSettings
 
     share = extract_share(run, pool.resources)
-    share = replace(share, workers=min(share.workers, len(todo)))
+    share = replace(
+        share,
+        workers=min(share.workers, len(todo)),
+        at_once=SHARDS_AT_ONCE,
+        size=lambda shard: shard.hours,
+    )
     settings = ExtractSettings(
         embedder=embedder_settings(run, share),
-        quantizer=run.quantizer,
-        table=table,
+        tables=(TableSettings(table=table, quantizer=run.quantizer),),
         plan=run.plan("train"),
         max_unreadable=run.config.extract.max_unreadable,
     )
@@ -126,11 +137,12 @@ class _Work:
         if not outcome.failed:
             report = outcome.result
             require_seen(self.table.location, self.table.shard_path(name))
-            self.extracted.add(name, report.summary)
+            ((_, summary),) = report.tables
+            self.extracted.add(name, summary)
             self.num_shards += 1
             self.num_left_out += report.num_left_out
-            self.hours += report.summary.duration_s / 3600
-            self.frames += report.summary.frames
+            self.hours += summary.duration_s / 3600
+            self.frames += summary.frames
         # An actor that was lost after its PUT has done its work.
         elif not self.table.is_committed(name):
             self.num_failed += 1

@@ -37,7 +37,7 @@ def fit_stage(run: Run) -> dict[str, Any]:
         valid_fraction=config.valid_fraction,
         seed=config.seed,
     )
-    with open_pool(run.config.cluster) as pool, ExitStack() as bars:
+    with open_pool(run.config.cluster, run=run.name) as pool, ExitStack() as bars:
         share = fit_share(run, pool.resources)
         settings = FitSettings(
             embedder=embedder_settings(run, share),

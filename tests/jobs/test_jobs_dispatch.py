@@ -12,6 +12,7 @@ import pytest
 from mvqkd.pipeline.cluster.actors import actor_of
 from mvqkd.pipeline.cluster.connect import read_board, start_board
 from mvqkd.pipeline.cluster.dispatch import Dispatcher
+from mvqkd.pipeline.cluster.hand import Deadline
 from mvqkd.pipeline.cluster.pool import Outcome
 from mvqkd.pipeline.errors import PoolError
 
@@ -92,7 +93,7 @@ def test_items_that_never_work_are_given_back_and_the_rest_is_done(work: Any, tm
 
 
 def test_an_item_over_its_time_loses_its_worker(work: Any) -> None:
-    outcomes = work(["hang-1"], timeout_s=1.0)
+    outcomes = work(["hang-1"], deadline=Deadline(1.0))
     assert (outcomes["hang-1"].attempts, outcomes["hang-1"].failed) == (2, False)
 
 

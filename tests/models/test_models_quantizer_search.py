@@ -53,7 +53,7 @@ def test_tables_hold_the_costs(logprob_weight, prefix_weights):
         quantizer.centers += torch.randn(4, 1, 6)  # codebooks with means
         quantizer.logits_scale.fill_(0.05)
     x = torch.randn(50, 6) + 2
-    tables = quantizer._search_tables()
+    tables = quantizer.search_tables()
     every = torch.cartesian_prod(*[torch.arange(4)] * 4)
     rows = every + torch.arange(4) * 4
     pairs = sum(tables.cross_MM[rows[:, n], rows[:, m]] for n in range(4) for m in range(n))

@@ -4,11 +4,12 @@ import copy
 
 import pytest
 import torch
-from models_teachers import VARIANTS, make_waveforms
+from models_teachers import LAYERS, VARIANTS, make_waveforms
 from torch import Tensor
 
-from mvqkd.models.teachers import load_teacher
+from mvqkd.models.teachers import load_teacher, waveform
 from mvqkd.models.teachers.base import TransformersTeacher
+from mvqkd.models.teachers.batch import gather_audio
 
 
 def direct_sum_codes(x_TD: Tensor) -> Tensor:
@@ -38,9 +39,9 @@ def test_embedding_does_not_depend_on_the_batch(folders, variant):
     lengths = (5_000, 16_000) if window == "exact" else (5_000, 400, 16_000, 719, 6_160, 5_001)
     waveforms = make_waveforms(*lengths)
     together = teacher.encode(waveforms)
-    for waveform, embedding in zip(waveforms, together, strict=True):
-        alone = teacher.encode([waveform])[0]
-        assert embedding.shape == (teacher.num_frames(len(waveform)), 32)
+    for audio, embedding in zip(waveforms, together, strict=True):
+        alone = teacher.encode([audio])[0]
+        assert embedding.shape == (teacher.num_frames(len(audio)), 32)
         scale = max(1.0, float(alone.abs().max()))
         assert (embedding - alone).abs().max() / scale < 1e-5
         assert torch.equal(direct_sum_codes(embedding), direct_sum_codes(alone))
@@ -49,7 +50,33 @@ def test_embedding_does_not_depend_on_the_batch(folders, variant):
 
     # In double precision the difference vanishes: what is left above is rounding only.
     precise = in_double(teacher)
-    doubles = [waveform.double() for waveform in waveforms]
+    doubles = [audio.double() for audio in waveforms]
+    together = states_of(precise, doubles)
+    for audio, embedding in zip(doubles, together, strict=True):
+        torch.testing.assert_close(embedding, states_of(precise, [audio])[0], rtol=1e-11, atol=1e-11)
+
+
+def states_of(teacher: TransformersTeacher, waveforms: list[Tensor]) -> list[Tensor]:
     with torch.inference_mode():
-        for waveform, embedding in zip(doubles, precise._embed(doubles), strict=True):
-            torch.testing.assert_close(embedding, precise._embed([waveform])[0], rtol=1e-11, atol=1e-11)
+        audio = gather_audio(waveforms, torch.device("cpu"), multiple=teacher.info.frame_shift_samples)
+        (states_BTD,) = teacher._states(audio, [LAYERS])
+    return [x[: teacher.num_frames(len(w))] for x, w in zip(states_BTD, waveforms, strict=True)]
+
+
+@pytest.mark.parametrize("variant", ["hubert-large", "wavlm-large", "data2vec"])
+@pytest.mark.parametrize("frames_at_once", [1, 7, 10_000])
+def test_joined_front_end_is_that_of_each_utterance(folders, monkeypatch, variant, frames_at_once):
+    """Whatever the pieces are that the joined audio is computed in."""
+    monkeypatch.setitem(waveform._FRAMES_AT_ONCE, "cpu", frames_at_once)
+    teacher = load_teacher(str(folders[variant]), layer=1)
+    waveforms = make_waveforms(5_000, 400, 719, 6_160, 5_001)
+    with torch.inference_mode():
+        audio = gather_audio(waveforms, torch.device("cpu"), multiple=320)
+        assert teacher._joined
+        found = teacher._front_end(audio)
+        for features_TD, own in zip(found, waveforms, strict=True):
+            torch.testing.assert_close(features_TD, teacher._features(own), rtol=1e-5, atol=1e-5)
+
+
+def test_group_norm_front_end_sees_one_utterance(folders):
+    assert not load_teacher(str(folders["hubert-base"]), layer=1)._joined

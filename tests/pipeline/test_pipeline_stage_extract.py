@@ -54,10 +54,14 @@ def test_a_shard_that_keeps_failing_is_set_aside(done: Done, tmp_path: Path) -> 
     assert objects(run.table) == objects(make_run(done[0], tmp_path).table)
 
 
-def test_another_teacher_than_the_quantizers(done: Done, tmp_path: Path) -> None:
-    run = make_run(copy_of(done, tmp_path, "plan", "quantizer"), tmp_path, "teacher.layer=1")
+def test_another_layer_or_teacher_than_the_quantizers(done: Done, tmp_path: Path) -> None:
+    tree = copy_of(done, tmp_path, "plan", "quantizer")
+    with pytest.raises(
+        StageError, match=r"fitted on layer 2 of the teacher, but teacher.layer is 1; set it back"
+    ):
+        extract_stage(make_run(tree, tmp_path, "teacher.layer=1"))
     with pytest.raises(PoolError, match="fitted on"):
-        extract_stage(run)
+        extract_stage(make_run(tree, tmp_path, "teacher.normalize=false"))
 
 
 def test_shards_of_an_earlier_plan_are_not_mixed_in(done: Done, tmp_path: Path) -> None:
@@ -177,15 +181,16 @@ def test_a_plan_that_a_worker_does_not_see_is_named(done: Done, tmp_path: Path) 
     need_plan(run, "train")
     from mvqkd.pipeline.cluster.pool import Resources
     from mvqkd.pipeline.stages.sizing import embedder_settings, extract_share
-    from mvqkd.workers.extract import ExtractSettings
+    from mvqkd.workers.extract import ExtractSettings, TableSettings
     from mvqkd.workers.quantizer_record import load_record
 
     shutil.rmtree(tmp_path / "run/plan")
     share = extract_share(run, Resources(cpus=1, gpus=0, machine_cpus=1))
+    contract = load_record(run.quantizer).contract(search=run.config.extract.search)
+    table = IndexTable.create(run.table, contract)
     settings = ExtractSettings(
         embedder=embedder_settings(run, share),
-        quantizer=run.quantizer,
-        table=IndexTable.create(run.table, load_record(run.quantizer).contract()),
+        tables=(TableSettings(table=table, quantizer=run.quantizer),),
         plan=run.plan("train"),
         max_unreadable=0.2,
     )

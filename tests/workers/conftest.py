@@ -21,7 +21,7 @@ def make_table(tmp_path: Path) -> Callable[..., IndexTable]:
         cuts = make_cuts(tmp_path / "audio", lengths_s, texts=texts)
         plan, shards = make_plan(tmp_path / "plan", cuts, per_shard=per_shard)
         table = IndexTable.create(open_location(str(tmp_path / "table")), make_contract())
-        extractor = Extractor(embedder=make_embedder(), quantizer=make_quantizer(), table=table, plan=plan)
+        extractor = Extractor(embedder=make_embedder(), tables=[(table, make_quantizer())], plan=plan)
         for shard in shards:
             extractor.run(shard)
         return table

@@ -48,7 +48,7 @@ def test_figures_of_the_first_pass(cuts: list[MonoCut], tmp_path: Path) -> None:
     found = calibrator().run(cuts, note=notes.append)
     assert (found.utterances, found.left_out) == (6, 1) and "u002" in found.problems[0]
     # The time is over long after the first pass, and its figures are of each utterance once.
-    assert found.measured_hours * 3600 > 2 * 3.3 and found.measured_s >= 0.2
+    assert found.measured_hours * 3600 > 2 * 3.3 and found.measured_s > 0.1
     assert found.hours_per_worker_hour == pytest.approx(found.measured_hours * 3600 / found.measured_s)
     assert 0 < found.quantizer_share < 1 and found.peak_memory_bytes > 10_000_000
     quantizer = make_quantizer().eval()

@@ -10,14 +10,27 @@ import torch
 from lhotse import MonoCut, Recording, SupervisionSegment
 from lhotse.audio import AudioSource
 from lhotse.utils import fastcopy
-from workers_fakes import RATE, FakeTeacher, cut_of, write_sound
+from workers_fakes import (
+    RATE,
+    FakeTeacher,
+    cut_of,
+    make_contract,
+    make_embedder,
+    make_quantizer,
+    write_sound,
+)
+from workers_fakes import make_plan as make_plan_of
 
+from mvqkd.models.quantizer import rrl
 from mvqkd.models.teachers import Teacher, load_teacher
 from mvqkd.storage.location import open_location
+from mvqkd.storage.rows import check_row_matches
+from mvqkd.storage.table import IndexTable
 from mvqkd.workers.audio import AudioLoader
 from mvqkd.workers.corpus.corpus import Corpus, CorpusConfig, CorpusError
-from mvqkd.workers.cuts import Refused, cut_from_json, cut_to_json
+from mvqkd.workers.cuts import Refused, cut_from_json, cut_to_json, identity
 from mvqkd.workers.embed import Embedded, Embedder
+from mvqkd.workers.extract import Extractor
 from mvqkd.workers.planner import make_plan
 from mvqkd.workers.windows import context_of, heard, kept_frames, on_grid, windows_of
 
@@ -99,6 +112,27 @@ def test_frames_of_windows_join_to_those_of_the_whole(tmp_path: Path, rate: int,
     load = AudioLoader(RATE)
     assert [part.num_samples for part in parts] == [load(window).numel() for window in windows]
     assert sum(part.num_samples for part in parts) == whole.num_samples
+
+
+def test_rows_of_windows(tmp_path: Path) -> None:
+    """Their codes and losses are those of the kept frames alone, and their audio is the kept part."""
+    cuts = windows_of(bare(write_sound(tmp_path / "long.wav", 6.2)), window_s=3.0, overlap_s=0.4)
+    cuts.append(bare(write_sound(tmp_path / "short.wav", 1.1)))
+    plan, (shard,) = make_plan_of(tmp_path / "plan", cuts, per_shard=9)
+    table = IndexTable.create(open_location(str(tmp_path / "table")), make_contract())
+    quantizer = make_quantizer()
+    extractor = Extractor(embedder=make_embedder(batch_seconds=6.0), tables=[(table, quantizer)], plan=plan)
+    extractor.run(shard)
+    rows = {row["cut_id"]: row for row in table.rows()}
+    for cut, part in zip(cuts, embedded(FakeTeacher(), cuts), strict=True):
+        row, x_TD = rows[cut.id], part.embeddings_TD
+        codes_TN = quantizer.encode(x_TD, as_bytes=False)
+        assert row["num_frames"] == len(x_TD) and np.array_equal(row["codes"], codes_TN.numpy())
+        loss = rrl(x_TD, quantizer.decode(codes_TN), mean=quantizer.get_data_mean())
+        assert row["rrl"] == pytest.approx(loss, rel=1e-4)
+        loaded = cut_from_json(row["cut"])
+        assert AudioLoader(RATE)(loaded).numel() == row["num_samples"] == round(cut.duration * RATE)
+        check_row_matches(row, **identity(loaded, row["num_samples"]))
 
 
 def test_frames_join_with_a_transformer(tmp_path: Path, teacher_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from mvqkd.models.quantizer import Quantizer
 from mvqkd.models.teachers import (
+    EmbeddedBatch,
     NonFiniteEmbeddingError,
     TeacherInfo,
     UtteranceTooLongError,
@@ -121,6 +123,27 @@ class FakeTeacher:
 
     def num_frames(self, num_samples: int) -> int:
         return 0 if num_samples < 400 else (num_samples - 400) // 320 + 1
+
+    def info_at(self, layer: int) -> TeacherInfo:
+        return replace(self.info, layer=layer)
+
+    def embed_batch(self, waveforms: Sequence[Tensor], layers: Sequence[int] | None = None) -> EmbeddedBatch:
+        """The frames of layer n are n times those of `encode`."""
+        layers = layers or [1]
+        try:
+            embeddings: Sequence[Tensor | None] = self.encode(waveforms)
+        except NonFiniteEmbeddingError as error:
+            embeddings = error.embeddings
+        lengths = [self.num_frames(waveform.numel()) for waveform in waveforms]
+        pairs = zip(embeddings, lengths, strict=True)
+        x_FD = torch.cat([torch.full((n, DIM), torch.nan) if x is None else x for x, n in pairs])
+        return EmbeddedBatch(
+            layers=tuple(layers),
+            frames=tuple(layer * x_FD for layer in layers),
+            lengths=tuple(lengths),
+            lengths_B=torch.tensor(lengths),
+            finite_B=torch.tensor([x is not None for x in embeddings]),
+        )
 
     def encode(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
         lengths = [waveform.numel() for waveform in waveforms]

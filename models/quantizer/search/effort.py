@@ -1,11 +1,34 @@
 """How long the codes of a frame are searched, and from when on a code counts as better."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+Products = Literal["float32", "bfloat16"]
 
 MAX_TENURE = 3
 _MOVES_PER_PASS = 4
 TOLERANCE = 1e-6
 """Costs that differ by less than this part of the costs' spread are equal: rounding must not look like progress."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """A way of encoding that has a name, so that a table can say how its codes were found.
+
+    Attributes:
+        passes: `refine_indexes_iters` of `Quantizer.encode`.
+        products: to what the factors of the products of frames and centers are rounded.
+    """
+
+    passes: int
+    products: Products
+
+
+SEARCHES = {
+    "full": Search(passes=5, products="float32"),
+    "fast": Search(passes=1, products="bfloat16"),
+}
+"""A name stands for one way for ever: tables hold it."""
 
 
 @dataclass(frozen=True, kw_only=True)

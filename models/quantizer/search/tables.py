@@ -19,15 +19,16 @@ Shape suffixes: B frames, N codebooks, K entries per codebook, M = N * K, D embe
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mvqkd.models.precision import products_of_bfloat16
 from mvqkd.models.quantizer.search.choose import Backend, choose_search
-from mvqkd.models.quantizer.search.effort import Effort
+from mvqkd.models.quantizer.search.effort import Effort, Products
 
 _ROWS_PER_PRODUCT = {"cpu": 256, "cuda": 4096}
 _COSTS_AT_ONCE = {"cpu": 2**21, "cuda": 2**26}
@@ -52,6 +53,8 @@ class SearchTables:
     """What two centers cost together; zero where both are of one codebook, since a code never holds both."""
     largest: float
     """Magnitude of a frame's numbers up to which no cost can overflow."""
+    products: Products = "float32"
+    """To what the factors of a frame's products are rounded. Sums are always taken in float32 (or wider)."""
 
     @staticmethod
     def build(
@@ -132,12 +135,18 @@ class SearchTables:
         Raises:
             ValueError: a frame is so large that its costs would overflow; the rows are named.
         """
-        if len(x_BD) and not float(torch.linalg.vector_norm(x_BD, torch.inf)) <= self.largest:
+        if len(x_BD) and not float(x_BD.abs().amax()) <= self.largest:
             large = (~(x_BD.abs() <= self.largest).all(dim=1)).nonzero().squeeze(1).tolist()
             raise ValueError(
                 f"numbers beyond {self.largest:.3g} in {len(large)} of {len(x_BD)} frames (rows {large[:10]}) are too "
                 f"large to be encoded in {str(x_BD.dtype).removeprefix('torch.')}; leave this input out, or scale it"
             )
+        return self.codes_of_checked(x_BD, effort, start_BN, backend=backend)
+
+    def codes_of_checked(
+        self, x_BD: Tensor, effort: Effort, start_BN: Tensor | None = None, *, backend: Backend = "auto"
+    ) -> Tensor:
+        """`codes` of frames of which no number is NaN or beyond `largest`; on CUDA the host does not wait for it."""
         rows = _ROWS_PER_PRODUCT.get(x_BD.device.type, 4096)
         size = len(self.bias_M)
         at_once = rows * max(1, _COSTS_AT_ONCE.get(x_BD.device.type, 2**21) // (rows * size))
@@ -156,9 +165,21 @@ class SearchTables:
             codes_BN[own] = self.search(cost_BM[: len(part_BD)], effort, own_start_BN, backend=backend)
         return codes_BN
 
+    def rounded(self) -> "SearchTables":
+        """The same with bfloat16 factors, whose products matrix units compute several times as fast.
+
+        Rounded once and for all, so that units that know no bfloat16 give the same costs up to the order of sums.
+        """
+        linear = tuple(each.bfloat16().to(each.dtype) for each in self.linear)
+        return replace(self, linear=linear, products="bfloat16")
+
     def entry_costs(self, x_BD: Tensor, *, out: Tensor | None = None) -> Tensor:
         """What every center costs in every frame, other centers aside: (B, M)."""
         x_BD = x_BD - self.offset_D
+        if self.products == "bfloat16":
+            x_BD = x_BD.bfloat16().to(x_BD.dtype)
+            with products_of_bfloat16():
+                return torch.addmm(self.bias_M, x_BD, self.linear[0], out=out)
         for narrow in self.linear[:-1]:
             x_BD = x_BD @ narrow
         return torch.addmm(self.bias_M, x_BD, self.linear[-1], out=out)

@@ -1,0 +1,71 @@
+"""The codes of a shard, batch by batch, one batch behind the device."""
+
+from mvqkd.models.teachers import NonFiniteEmbeddingError
+from mvqkd.workers.code import BatchCoder, Coded, Launched
+from mvqkd.workers.embed import not_finite
+from mvqkd.workers.feed import Computed, LeftOut
+from mvqkd.workers.meters import Meters
+
+
+class ShardCodes:
+    """Takes what was launched and keeps what comes of it.
+
+    Args:
+        coder: that launched it.
+        meters: told how much was done and how long it took.
+
+    Attributes:
+        coded: by the id of a cut, what each table keeps of it.
+        num_samples: by the id of a cut, samples of it, without a window's context.
+        left_out: the other cuts.
+        seconds: of the cuts that are through, one way or the other.
+    """
+
+    def __init__(self, coder: BatchCoder, meters: Meters) -> None:
+        self._info, self._meters = coder.teacher.info, meters
+        self._waiting: Computed[Launched] | None = None
+        self.coded: dict[str, list[Coded]] = {}
+        self.num_samples: dict[str, int] = {}
+        self.left_out: list[LeftOut] = []
+        self.seconds = 0.0
+
+    def take(self, done: Computed[Launched] | LeftOut) -> None:
+        """The next batch, which the device may still work on, or a cut that is in none.
+
+        Waits for the batch before, which the device works on first.
+        """
+        if isinstance(done, LeftOut):
+            self._leave_out(done)
+            return
+        self.finish()
+        self._waiting = done
+
+    def finish(self) -> None:
+        """Wait for the last batch."""
+        batch, self._waiting = self._waiting, None
+        if batch is None:
+            return
+        for index, (item, coded) in enumerate(zip(batch.items, batch.result.coded(), strict=True)):
+            if coded is None:
+                error = NonFiniteEmbeddingError(indexes=(index,), embeddings=[], dtype=self._info.dtype)
+                self._leave_out(LeftOut.by_teacher(item.cut, error, not_finite(error)))
+            else:
+                self.coded[item.cut.id] = coded
+                self.num_samples[item.cut.id] = item.num_samples
+                self.seconds += item.cut.duration
+                self._meters.add(rrl_frames=coded[0].rrl * len(coded[0].codes_TN))
+        samples = [item.waveform_T.numel() for item in batch.items]
+        teacher_s, quantizers_s = batch.result.clock.parts_s()
+        self._meters.add(
+            utterances=len(samples),
+            frames=sum(batch.result.lengths),
+            audio_s=sum(samples) / self._info.sample_rate_hz,
+            computed_s=len(samples) * max(samples) / self._info.sample_rate_hz,
+            teacher_busy_s=teacher_s,
+            quantizer_busy_s=quantizers_s,
+        )
+
+    def _leave_out(self, left_out: LeftOut) -> None:
+        self.left_out.append(left_out)
+        self.seconds += left_out.cut.duration
+        self._meters.add(left_out=1)
