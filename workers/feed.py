@@ -17,7 +17,7 @@ from mvqkd.workers.audio import AudioLoader
 from mvqkd.workers.cuts import UtteranceError
 from mvqkd.workers.decode_ahead import DecodedBatches, length_sorted_batches
 from mvqkd.workers.stopwatch import Stopwatch
-from mvqkd.workers.windows import heard, kept_samples
+from mvqkd.workers.windows import has_context, heard, kept_samples
 
 Result = TypeVar("Result")
 
@@ -111,8 +111,8 @@ class Feeding:
         """Compute every batch; each cut is in one result or left out.
 
         Args:
-            compute: takes cuts with their audio, longest first. It may raise torch.OutOfMemoryError, then it is called with
-                halves, and `WaveformError`, then with the others.
+            compute: takes cuts with their audio, longest first. It may raise torch.OutOfMemoryError, then it is called
+                with halves, and `WaveformError`, then with the others.
 
         Raises:
             StorageError, OSError: audio cannot be reached, which is not the utterance's fault.
@@ -125,8 +125,10 @@ class Feeding:
                 if isinstance(waveform_T, UtteranceError):
                     yield LeftOut(cut=cut, stage="load", error="UtteranceError", message=str(waveform_T))
                 else:
-                    own = kept_samples(cut, waveform_T.numel(), self._loader.sample_rate_hz)
-                    good.append(Loaded(cut=cut, waveform_T=waveform_T, num_samples=own))
+                    num_samples = waveform_T.numel()
+                    if has_context(cut):
+                        num_samples = kept_samples(cut, self._loader.sample_rate_hz)
+                    good.append(Loaded(cut=cut, waveform_T=waveform_T, num_samples=num_samples))
             yield from self._computed(good, compute)
 
     def _computed(

@@ -1,6 +1,7 @@
 """How well a quantizer codes what a teacher makes of some audio, added up utterance by utterance.
 
-Shape suffixes: T frames of an utterance, F frames of several, B utterances, D embedding dimension, N codebooks, K entries.
+Shape suffixes: T frames of an utterance, F frames of several, B utterances, D embedding dimension, N codebooks,
+K entries.
 """
 
 import time
@@ -39,8 +40,8 @@ class Sums:
         coder: of the quantizer; None where there is none yet.
 
     Attributes:
-        seconds: of audio that was embedded. coding_s: time that the quantizer took. judging_s: time that is no part of an
-            extraction.
+        seconds: of audio that was embedded.
+        coding_s: time that the quantizer took; judging_s: time that is no part of an extraction.
         utterances, left_out: of the first pass; problems: of the first few that were left out.
     """
 

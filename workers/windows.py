@@ -59,9 +59,9 @@ def on_grid(seconds: float) -> int:
 
 def heard(cut: "MonoCut") -> "MonoCut":
     """The cut with its context, as the teacher gets it; a cut that is no window as it is."""
-    before_s, after_s = context_of(cut)
-    if not before_s and not after_s:
+    if not has_context(cut):
         return cut
+    before_s, after_s = context_of(cut)
     from lhotse.utils import fastcopy
 
     return fastcopy(
@@ -84,18 +84,21 @@ def kept_frames(cut: "MonoCut", info: "TeacherInfo") -> slice:
     Raises:
         ValueError: the teacher's frames do not fit the grid.
     """
-    before_s, after_s = context_of(cut)
-    if not before_s and not after_s:
+    if not has_context(cut):
         return slice(None)
+    before_s, after_s = context_of(cut)
     first = _frames(before_s, info)
     # The last window keeps all that there is, as the whole cut would.
     return slice(first, first + _frames(cut.duration, info) if after_s else None)
 
 
-def kept_samples(cut: "MonoCut", num_samples: int, sample_rate_hz: int) -> int:
-    """How many of the `num_samples` samples of `heard(cut)` are the cut's own."""
-    if context_of(cut) == (0.0, 0.0):
-        return num_samples
+def has_context(cut: "MonoCut") -> bool:
+    """Whether the teacher hears more than the cut."""
+    return any(context_of(cut))
+
+
+def kept_samples(cut: "MonoCut", sample_rate_hz: int) -> int:
+    """Samples of the cut itself, as its audio is loaded at this rate."""
     from lhotse.utils import compute_num_samples
 
     return compute_num_samples(cut.duration, sample_rate_hz)

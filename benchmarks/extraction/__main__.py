@@ -92,7 +92,9 @@ def measure_engine(work: Work, folder: Path, arguments: argparse.Namespace) -> d
     for utterance_s in arguments.engine_utterance_s:
         place = folder / f"engine-{utterance_s:g}"
         place.mkdir()
-        cuts = write_speech(place / "audio", sources, hours=arguments.engine_hours, utterance_s=utterance_s)
+        cuts = write_speech(
+            place / "audio", sources, hours=arguments.engine_hours, utterance_s=utterance_s
+        )
         found[f"{utterance_s:g} s"] = feed(
             cuts,
             open_location(str(place / "plan")),
@@ -124,11 +126,7 @@ def on_ray(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 def ratios(figures: dict[str, Any]) -> dict[str, float]:
     """What is compared, where both sides were measured."""
-    speed = {
-        name: each["hours_per_hour"]
-        for name, each in figures.items()
-        if isinstance(each, dict) and "hours_per_hour" in each
-    }
+    speed = {name: each["hours_per_hour"] for name, each in figures.items() if isinstance(each, dict) and "hours_per_hour" in each}
     found = {}
     if "actor" in figures:
         found["actor_to_bare_teacher"] = figures["actor"]["actor_to_bare_teacher"]

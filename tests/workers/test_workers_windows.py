@@ -123,7 +123,7 @@ def test_rows_of_windows(tmp_path: Path) -> None:
     quantizer = make_quantizer()
     extractor = Extractor(embedder=make_embedder(batch_seconds=6.0), tables=[(table, quantizer)], plan=plan)
     extractor.run(shard)
-    rows = {row["cut_id"]: row for row in table.rows()}
+    rows = {row["cut_id"]: row for row in table.iter_rows()}
     for cut, part in zip(cuts, embedded(FakeTeacher(), cuts), strict=True):
         row, x_TD = rows[cut.id], part.embeddings_TD
         codes_TN = quantizer.encode(x_TD, as_bytes=False)
