@@ -47,7 +47,7 @@ def calibrate_stage(run: Run, seconds: float = SECONDS) -> dict[str, Any]:
         raise StageError(f"{plan.location.url}: no utterance came into the sample; the plan has too few")
     # By id they would come speaker by speaker.
     random.Random(SEED).shuffle(cuts)
-    with open_pool(run.config.cluster) as pool, ExitStack() as bars:
+    with open_pool(run.config.cluster, run=run.name) as pool, ExitStack() as bars:
         share = extract_share(run, pool.resources)
         settings = CalibrateSettings(
             embedder=embedder_settings(run, share),
