@@ -1,18 +1,17 @@
-"""The command line: `mvqkd plan | fit | extract | distill | decode | run RUN.yaml`, `mvqkd init CORPUS TEACHER`,
-`mvqkd inspect TABLE`."""
+"""The command line: `mvqkd plan | fit | calibrate | extract | distill | decode | run RUN.yaml`,
+`mvqkd init CORPUS TEACHER`, `mvqkd inspect TABLE`."""
 
 import io
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mvqkd import __version__
-from mvqkd.pipeline.errors import PoolError, StageError
-from mvqkd.pipeline.show.result import json_line, print_figures
+from mvqkd.pipeline.command import finish as _finish
+from mvqkd.pipeline.command import run_stage as _stage
 
 if TYPE_CHECKING:
     from mvqkd.pipeline.run_folder import Run
@@ -26,8 +25,8 @@ app = typer.Typer(
         "Distil a large speech teacher into a small recognizer through codebook indexes (MVQ-KD).\n\n"
         "One run file describes a run; init writes one, configs/ holds examples. The stages are plan (cut the corpus "
         "into shards), fit (train the quantizer on a sample), extract (write the index table), distill (train a "
-        "student), decode (recognize the test part); `run` does them all. Every stage can be repeated: what is fitted, "
-        "extracted or trained is not done again."
+        "student), decode (recognize the test part); `run` does them all. calibrate measures before an extraction. "
+        "Every stage can be repeated: what is fitted, extracted or trained is not done again."
     ),
 )
 
@@ -68,15 +67,57 @@ def _options(
 
 
 @app.command()
-def plan(run_file: RunFile, set_: Overrides = None, as_json: AsJson = False) -> None:
-    """Cut the corpus into shards and say what extraction will make."""
+def plan(
+    run_file: RunFile,
+    set_: Overrides = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            "--rate",
+            min=1e-6,
+            metavar="HOURS",
+            help="Hours of audio that one worker does in an hour; by default what calibrate found.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Cut the corpus into shards and say what extraction will make, and what it takes."""
 
     def work(run: "Run") -> dict[str, Any]:
         from mvqkd.pipeline.stages.plan import plan_stage
 
-        return plan_stage(run)
+        return plan_stage(run, rate)
 
-    _stage(work, run_file, set_, as_json)
+    def show(summary: dict[str, Any]) -> None:
+        from mvqkd.pipeline.show.preflight import print_plan
+
+        print_plan(summary)
+
+    _stage(work, run_file, set_, as_json, show=show)
+
+
+@app.command()
+def calibrate(
+    run_file: RunFile,
+    set_: Overrides = None,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=1.0, help="How long to measure, after loading and warming up.")
+    ] = 60.0,
+    as_json: AsJson = False,
+) -> None:
+    """Preflight of an extraction: speed and memory of one worker, and whether teacher and quantizer know this audio."""
+
+    def work(run: "Run") -> dict[str, Any]:
+        from mvqkd.pipeline.stages.calibrate import calibrate_stage
+
+        return calibrate_stage(run, seconds)
+
+    def show(summary: dict[str, Any]) -> None:
+        from mvqkd.pipeline.show.preflight import print_calibration
+
+        print_calibration(summary)
+
+    _stage(work, run_file, set_, as_json, show=show)
 
 
 @app.command()
@@ -224,51 +265,3 @@ def _known_student(run: "Run", name: str | None) -> str:
     name = run.config.default_student() if name is None else name
     run.config.student_settings(name)
     return name
-
-
-def _stage(
-    work: Callable[["Run"], dict[str, Any]],
-    run_file: Path,
-    overrides: list[str] | None,
-    as_json: bool,
-    show: Callable[[dict[str, Any]], None] | None = None,
-) -> dict[str, Any]:
-    def whole() -> dict[str, Any]:
-        from mvqkd.pipeline.run_file import load_config
-
-        config = load_config(run_file, overrides or [])
-        from mvqkd.pipeline.run_folder import Run
-
-        return work(Run(config))
-
-    return _finish(whole, as_json, show)
-
-
-def _finish(
-    work: Callable[[], dict[str, Any]], as_json: bool, show: Callable[[dict[str, Any]], None] | None = None
-) -> dict[str, Any]:
-    """Do the work and print its result; turn expected errors into a message and an exit code."""
-    try:
-        result = work()
-    # ValueError is what every room raises for bad input, with a message for the user; OSError is a disk's or a
-    # network's.
-    except (ValueError, StageError, PoolError, OSError) as error:
-        print(f"mvqkd: {_message(error)}", file=sys.stderr)
-        raise typer.Exit(2) from error
-    except KeyboardInterrupt as error:
-        print("mvqkd: interrupted; the same command goes on where it stopped", file=sys.stderr)
-        raise typer.Exit(130) from error
-    if as_json:
-        print(json_line(result), flush=True)
-    elif show is not None:
-        show(result)
-    else:
-        print_figures(result)
-    return result
-
-
-def _message(error: Exception) -> str:
-    """What the operating system says, in the order of all other messages: the place, then what is wrong."""
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror}; check the path and its permissions"
-    return str(error) or type(error).__name__

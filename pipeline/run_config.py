@@ -78,6 +78,7 @@ class ExtractConfig(Section):
     max_attempts: Annotated[PositiveInt, SPEED_ONLY] = 3
     shard_timeout_s: Annotated[PositiveFloat | None, SPEED_ONLY] = None
     max_unreadable: Annotated[float, Field(ge=0, le=1)] = 0.2
+    hours_per_worker_hour: Annotated[PositiveFloat | None, SPEED_ONLY] = None
 
 
 class TableConfig(Section):

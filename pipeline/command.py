@@ -1,0 +1,64 @@
+"""What every command does around its work: the run file before it, its result or its error after it."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from mvqkd.pipeline.errors import PoolError, StageError
+from mvqkd.pipeline.show.result import json_line, print_figures
+
+if TYPE_CHECKING:
+    from mvqkd.pipeline.run_folder import Run
+
+
+def run_stage(
+    work: Callable[["Run"], dict[str, Any]],
+    run_file: Path,
+    overrides: list[str] | None,
+    as_json: bool,
+    show: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """Load the run file and do a stage's work, see `finish`."""
+
+    def whole() -> dict[str, Any]:
+        from mvqkd.pipeline.run_file import load_config
+
+        config = load_config(run_file, overrides or [])
+        from mvqkd.pipeline.run_folder import Run
+
+        return work(Run(config))
+
+    return finish(whole, as_json, show)
+
+
+def finish(
+    work: Callable[[], dict[str, Any]], as_json: bool, show: Callable[[dict[str, Any]], None] | None = None
+) -> dict[str, Any]:
+    """Do the work and print its result; turn expected errors into a message and an exit code."""
+    try:
+        result = work()
+    # ValueError is what every room raises for bad input, with a message for the user; OSError is a disk's or a
+    # network's.
+    except (ValueError, StageError, PoolError, OSError) as error:
+        print(f"mvqkd: {_message(error)}", file=sys.stderr)
+        raise typer.Exit(2) from error
+    except KeyboardInterrupt as error:
+        print("mvqkd: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        raise typer.Exit(130) from error
+    if as_json:
+        print(json_line(result), flush=True)
+    elif show is not None:
+        show(result)
+    else:
+        print_figures(result)
+    return result
+
+
+def _message(error: Exception) -> str:
+    """What the operating system says, in the order of all other messages: the place, then what is wrong."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}; check the path and its permissions"
+    return str(error) or type(error).__name__
