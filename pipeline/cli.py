@@ -1,4 +1,4 @@
-"""The command line: `mvqkd plan | fit | calibrate | extract | distill | decode | run RUN.yaml`,
+"""The command line: `mvqkd plan | fit | calibrate | certify | extract | distill | decode | run RUN.yaml`,
 `mvqkd submit STAGE RUN.yaml`, `mvqkd status RUN.yaml`, `mvqkd init CORPUS TEACHER`, `mvqkd inspect TABLE`."""
 
 import io
@@ -28,8 +28,8 @@ app = typer.Typer(
         "Distil a large speech teacher into a small recognizer through codebook indexes (MVQ-KD).\n\n"
         "One run file describes a run; init writes one, configs/ holds examples. The stages are plan (cut the corpus "
         "into shards), fit (train the quantizer on a sample), extract (write the index table), distill (train a "
-        "student), decode (recognize the test part); `run` does them all. calibrate measures before an extraction. "
-        "Every stage can be repeated: what is fitted, extracted or trained is not done again."
+        "student), decode (recognize the test part); `run` does them all. calibrate and certify measure before an "
+        "extraction. Every stage can be repeated: what is fitted, extracted or trained is not done again."
     ),
 )
 
@@ -116,6 +116,25 @@ def fit(run_file: RunFile, set_: Overrides = None, as_json: AsJson = False) -> N
         return fit_stage(run)
 
     _stage(work, run_file, set_, as_json)
+
+
+@app.command()
+def certify(
+    run_file: RunFile,
+    set_: Overrides = None,
+    hours: Annotated[float, typer.Option("--hours", min=1e-6, help="Of audio in the sample.")] = 0.25,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how much of the codes depends on how utterances are batched, and write it beside the table."""
+
+    def work(run: "Run") -> dict[str, Any]:
+        from mvqkd.pipeline.stages.certify import certify_stage
+
+        return certify_stage(run, hours)
+
+    from mvqkd.pipeline.stages.certify import show_certificate
+
+    _stage(work, run_file, set_, as_json, show_certificate)
 
 
 @app.command()
