@@ -1,4 +1,7 @@
-"""The codes of a shard, batch by batch, one batch behind the device."""
+"""The codes of a shard, batch by batch, one batch behind the device.
+
+Shape suffixes: T frames of an utterance, N codebooks.
+"""
 
 from mvqkd.models.teachers import NonFiniteEmbeddingError
 from mvqkd.workers.code import BatchCoder, Coded, Launched
