@@ -1,5 +1,5 @@
 """The command line: `mvqkd plan | fit | calibrate | extract | distill | decode | run RUN.yaml`,
-`mvqkd init CORPUS TEACHER`, `mvqkd inspect TABLE`."""
+`mvqkd submit STAGE RUN.yaml`, `mvqkd status RUN.yaml`, `mvqkd init CORPUS TEACHER`, `mvqkd inspect TABLE`."""
 
 import io
 import os
@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mvqkd import __version__
+from mvqkd.pipeline.cli_cluster import status, submit
+from mvqkd.pipeline.command import AsJson, Overrides, RunFile, StudentName
 from mvqkd.pipeline.command import finish as _finish
+from mvqkd.pipeline.command import known_student as _known_student
 from mvqkd.pipeline.command import run_stage as _stage
 
 if TYPE_CHECKING:
@@ -29,23 +32,6 @@ app = typer.Typer(
         "Every stage can be repeated: what is fitted, extracted or trained is not done again."
     ),
 )
-
-RunFile = Annotated[Path, typer.Argument(help="The run file (YAML).", show_default=False)]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as in --set distill.lr=5e-4."),
-]
-AsJson = Annotated[
-    bool, typer.Option("--json", help="Print the result as one line of JSON, last on standard output.")
-]
-StudentName = Annotated[
-    str | None,
-    typer.Option(
-        "--student",
-        metavar="NAME",
-        help="A student of the run file; without a list there are mvqkd and baseline (no codes).",
-    ),
-]
 
 
 def _print_version(wanted: bool) -> None:
@@ -193,6 +179,10 @@ def run(run_file: RunFile, set_: Overrides = None, as_json: AsJson = False) -> N
         raise typer.Exit(3)
 
 
+app.command()(submit)
+app.command()(status)
+
+
 @app.command()
 def init(
     corpus: Annotated[
@@ -258,10 +248,3 @@ def main() -> None:
         # A name in the results that the terminal has no letters for must not lose the result.
         sys.stdout.reconfigure(errors="backslashreplace")
     app()
-
-
-def _known_student(run: "Run", name: str | None) -> str:
-    """The student that is meant, which the run file has; told before anything slow is imported."""
-    name = run.config.default_student() if name is None else name
-    run.config.student_settings(name)
-    return name

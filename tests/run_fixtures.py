@@ -1,6 +1,7 @@
 """A tiny corpus and teacher, a run file for both, a finished run of it, and one Ray session for all tests."""
 
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,8 @@ def ray_session(s3_server: S3Server) -> Iterator[None]:
 
     settings = {
         **s3_server.environment,
-        "RAY_AUTH_MODE": "disabled",
+        "RAY_AUTH_MODE": "disabled",  # which a Ray that we start overrides
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mvqkd.models.quantizer import Coder, Quantizer
 from mvqkd.models.teachers import EmbeddedBatch, Teacher
+from mvqkd.models.teachers.batch import numbers_on
 from mvqkd.workers.feed import Loaded
 from mvqkd.workers.windows import kept_frames
 
@@ -94,12 +95,12 @@ class BatchCoder:
         ]
         lengths = tuple(map(len, frames))
         device = batch.lengths_B.device
-        kept_F = torch.from_numpy(np.concatenate(frames)).to(device, non_blocking=True)
+        kept_F = numbers_on(np.concatenate(frames).tolist(), device)
         return replace(
             batch,
             frames=tuple(x_FD[kept_F] for x_FD in batch.frames),
             lengths=lengths,
-            lengths_B=torch.tensor(lengths).to(device, non_blocking=True),
+            lengths_B=numbers_on(lengths, device),
         )
 
 

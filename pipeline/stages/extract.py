@@ -10,6 +10,7 @@ from mvqkd.pipeline.errors import StageError
 from mvqkd.pipeline.run_folder import Run
 from mvqkd.pipeline.show.progress import Bar, bar, say
 from mvqkd.pipeline.stages.extracted import Extracted
+from mvqkd.pipeline.stages.heartbeat import Heartbeat
 from mvqkd.pipeline.stages.plan import need_plan
 from mvqkd.storage.errors import ArtifactError
 from mvqkd.storage.failures import Failure, write_failures
@@ -37,7 +38,17 @@ def extract_stage(run: Run) -> dict[str, Any]:
     todo = [shard for name, shard in planned.items() if name not in committed]
     work = _Work(table=table, extracted=extracted, num_todo=len(todo), began=time.monotonic())
     if todo:
-        with open_pool(run.config.cluster, run=run.name) as pool:
+        with (
+            Heartbeat(
+                root=run.root,
+                table=table.location.url,
+                plan=plan,
+                todo=todo,
+                shards_done=len(committed),
+                hours_done=extracted.total.total().duration_s / 3600,
+            ) as work.beat,
+            open_pool(run.config.cluster, run=run.name) as pool,
+        ):
             for outcome in _outcomes(run, table, todo, pool, work):
                 work.end(outcome)
         sizes = table.location.list()
@@ -120,6 +131,7 @@ class _Work:
     num_todo: int
     began: float
     bar: Bar | None = None
+    beat: Heartbeat | None = None
     hours: float = 0.0  # in the shards that were committed
     frames: int = 0
     num_shards: int = 0
@@ -147,11 +159,15 @@ class _Work:
         elif not self.table.is_committed(name):
             self.num_failed += 1
             _record_failed_shard(self.table, name, outcome)
+        if self.beat is not None:
+            self.beat.through(outcome.item.position, is_failed=outcome.failed)
         self.show([])
 
     def show(self, notes: list[Note]) -> None:
         """Move the bar; notes are of shards in hand."""
         self._begun |= {note["position"]: note["hours"] for note in notes}
+        if self.beat is not None and notes:
+            self.beat.take(notes)
         hours = sum((self._begun | self._through).values())
         assert self.bar is not None, "shown while the pool works"
         self.bar.update(
