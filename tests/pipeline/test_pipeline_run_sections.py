@@ -89,7 +89,7 @@ def test_an_unknown_one_of_the_usual_students() -> None:
             "students.a: distill.batch_seconds 5.0 is less than one utterance may last",
         ),
         ("students.a.distill.lr=.inf", "students.a.distill.lr: input should be a finite number"),
-        ("students.a/b={}", "students.a/b: a student's name has letters, digits, - and _ only"),
+        ("students.a/b={}", "students.a/b: a name has letters, digits, - and _ only"),
         ("students={}", "students: names no student"),
         ("students.baseline={}", "students.baseline: its distill.loss_scale is 0.1"),
         ("students.a=3", "students.a: has keys and values below it, not 3"),
