@@ -52,7 +52,8 @@ class TableWork:
         """
         record = _need_quantizer(run)
         table = IndexTable.create(run.table, record.contract(search=run.config.extract.search))
-        planned = {shard.name(table.contract.digest()): shard.position for shard in shards}
+        digest = table.contract.digest()
+        planned = {shard.name(digest): shard.position for shard in shards}
         sizes = table.location.list()
         found = set(shard_names(sizes))
         _refuse_foreign(table, sorted(found - set(planned)))
