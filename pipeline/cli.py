@@ -1,18 +1,20 @@
-"""The command line: `mvqkd plan | fit | extract | distill | decode | run RUN.yaml`, `mvqkd init CORPUS TEACHER`,
-`mvqkd inspect TABLE`."""
+"""The command line: `mvqkd plan | fit | calibrate | certify | extract | distill | decode | run RUN.yaml`,
+`mvqkd submit STAGE RUN.yaml`, `mvqkd status RUN.yaml`, `mvqkd init CORPUS TEACHER`, `mvqkd inspect TABLE`."""
 
 import io
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mvqkd import __version__
-from mvqkd.pipeline.errors import PoolError, StageError
-from mvqkd.pipeline.show.result import json_line, print_figures
+from mvqkd.pipeline.cli_cluster import status, submit
+from mvqkd.pipeline.command import AsJson, Overrides, RunFile, StudentName
+from mvqkd.pipeline.command import finish as _finish
+from mvqkd.pipeline.command import known_student as _known_student
+from mvqkd.pipeline.command import run_stage as _stage
 
 if TYPE_CHECKING:
     from mvqkd.pipeline.run_folder import Run
@@ -26,27 +28,10 @@ app = typer.Typer(
         "Distil a large speech teacher into a small recognizer through codebook indexes (MVQ-KD).\n\n"
         "One run file describes a run; init writes one, configs/ holds examples. The stages are plan (cut the corpus "
         "into shards), fit (train the quantizer on a sample), extract (write the index table), distill (train a "
-        "student), decode (recognize the test part); `run` does them all. Every stage can be repeated: what is fitted, "
-        "extracted or trained is not done again."
+        "student), decode (recognize the test part); `run` does them all. calibrate and certify measure before an "
+        "extraction. Every stage can be repeated: what is fitted, extracted or trained is not done again."
     ),
 )
-
-RunFile = Annotated[Path, typer.Argument(help="The run file (YAML).", show_default=False)]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as in --set distill.lr=5e-4."),
-]
-AsJson = Annotated[
-    bool, typer.Option("--json", help="Print the result as one line of JSON, last on standard output.")
-]
-StudentName = Annotated[
-    str | None,
-    typer.Option(
-        "--student",
-        metavar="NAME",
-        help="A student of the run file; without a list there are mvqkd and baseline (no codes).",
-    ),
-]
 
 
 def _print_version(wanted: bool) -> None:
@@ -68,15 +53,57 @@ def _options(
 
 
 @app.command()
-def plan(run_file: RunFile, set_: Overrides = None, as_json: AsJson = False) -> None:
-    """Cut the corpus into shards and say what extraction will make."""
+def plan(
+    run_file: RunFile,
+    set_: Overrides = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            "--rate",
+            min=1e-6,
+            metavar="HOURS",
+            help="Hours of audio that one worker does in an hour; by default what calibrate found.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Cut the corpus into shards and say what extraction will make, and what it takes."""
 
     def work(run: "Run") -> dict[str, Any]:
         from mvqkd.pipeline.stages.plan import plan_stage
 
-        return plan_stage(run)
+        return plan_stage(run, rate)
 
-    _stage(work, run_file, set_, as_json)
+    def show(summary: dict[str, Any]) -> None:
+        from mvqkd.pipeline.show.preflight import print_plan
+
+        print_plan(summary)
+
+    _stage(work, run_file, set_, as_json, show=show)
+
+
+@app.command()
+def calibrate(
+    run_file: RunFile,
+    set_: Overrides = None,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=1.0, help="How long to measure, after loading and warming up.")
+    ] = 60.0,
+    as_json: AsJson = False,
+) -> None:
+    """Preflight of an extraction: speed and memory of one worker, and whether teacher and quantizer know this audio."""
+
+    def work(run: "Run") -> dict[str, Any]:
+        from mvqkd.pipeline.stages.calibrate import calibrate_stage
+
+        return calibrate_stage(run, seconds)
+
+    def show(summary: dict[str, Any]) -> None:
+        from mvqkd.pipeline.show.preflight import print_calibration
+
+        print_calibration(summary)
+
+    _stage(work, run_file, set_, as_json, show=show)
 
 
 @app.command()
@@ -89,6 +116,25 @@ def fit(run_file: RunFile, set_: Overrides = None, as_json: AsJson = False) -> N
         return fit_stage(run)
 
     _stage(work, run_file, set_, as_json)
+
+
+@app.command()
+def certify(
+    run_file: RunFile,
+    set_: Overrides = None,
+    hours: Annotated[float, typer.Option("--hours", min=1e-6, help="Of audio in the sample.")] = 0.25,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how much of the codes depends on how utterances are batched, and write it beside the table."""
+
+    def work(run: "Run") -> dict[str, Any]:
+        from mvqkd.pipeline.stages.certify import certify_stage
+
+        return certify_stage(run, hours)
+
+    from mvqkd.pipeline.stages.certify import show_certificate
+
+    _stage(work, run_file, set_, as_json, show_certificate)
 
 
 @app.command()
@@ -150,6 +196,10 @@ def run(run_file: RunFile, set_: Overrides = None, as_json: AsJson = False) -> N
 
     if _stage(work, run_file, set_, as_json, show=show)["extract"]["shards_failed"]:
         raise typer.Exit(3)
+
+
+app.command()(submit)
+app.command()(status)
 
 
 @app.command()
@@ -217,58 +267,3 @@ def main() -> None:
         # A name in the results that the terminal has no letters for must not lose the result.
         sys.stdout.reconfigure(errors="backslashreplace")
     app()
-
-
-def _known_student(run: "Run", name: str | None) -> str:
-    """The student that is meant, which the run file has; told before anything slow is imported."""
-    name = run.config.default_student() if name is None else name
-    run.config.student_settings(name)
-    return name
-
-
-def _stage(
-    work: Callable[["Run"], dict[str, Any]],
-    run_file: Path,
-    overrides: list[str] | None,
-    as_json: bool,
-    show: Callable[[dict[str, Any]], None] | None = None,
-) -> dict[str, Any]:
-    def whole() -> dict[str, Any]:
-        from mvqkd.pipeline.run_file import load_config
-
-        config = load_config(run_file, overrides or [])
-        from mvqkd.pipeline.run_folder import Run
-
-        return work(Run(config))
-
-    return _finish(whole, as_json, show)
-
-
-def _finish(
-    work: Callable[[], dict[str, Any]], as_json: bool, show: Callable[[dict[str, Any]], None] | None = None
-) -> dict[str, Any]:
-    """Do the work and print its result; turn expected errors into a message and an exit code."""
-    try:
-        result = work()
-    # ValueError is what every room raises for bad input, with a message for the user; OSError is a disk's or a
-    # network's.
-    except (ValueError, StageError, PoolError, OSError) as error:
-        print(f"mvqkd: {_message(error)}", file=sys.stderr)
-        raise typer.Exit(2) from error
-    except KeyboardInterrupt as error:
-        print("mvqkd: interrupted; the same command goes on where it stopped", file=sys.stderr)
-        raise typer.Exit(130) from error
-    if as_json:
-        print(json_line(result), flush=True)
-    elif show is not None:
-        show(result)
-    else:
-        print_figures(result)
-    return result
-
-
-def _message(error: Exception) -> str:
-    """What the operating system says, in the order of all other messages: the place, then what is wrong."""
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror}; check the path and its permissions"
-    return str(error) or type(error).__name__

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+from mvqkd.storage.entry import Entry
 from mvqkd.storage.errors import ObjectMissingError, StorageError
 from mvqkd.storage.local_store import LocalStore
 
@@ -136,6 +137,10 @@ class Location:
 
     def list(self, path: str = "") -> dict[str, int]:
         """Names of the objects directly in the folder and their sizes in bytes, sorted; no subfolders."""
+        return {name: entry.size for name, entry in self.entries(path).items()}
+
+    def entries(self, path: str = "") -> dict[str, Entry]:
+        """As `list`, with the times of the last writes too; the same requests."""
         return self._store.list(self.full_path(path) if path else self.base_path.rstrip("/") or "/")
 
     def remove(self, path: str) -> None:

@@ -27,6 +27,7 @@ from mvqkd.workers.audio import AudioLoader
 from mvqkd.workers.code import Clock, Launched
 from mvqkd.workers.embed import Embedder
 from mvqkd.workers.extract import Extractor
+from mvqkd.workers.feed import Loaded
 from mvqkd.workers.shard import write_shard_cuts
 
 RATE = 16_000
@@ -76,8 +77,9 @@ class StandInCoder:
         self._codes_FN = torch.randint(0, 256, (2**16, CODEBOOKS), dtype=torch.uint8)
         self.idle_s = 0.0
 
-    def launch(self, waveforms: Sequence[Tensor]) -> Launched:
+    def launch(self, items: Sequence[Loaded]) -> Launched:
         """Queue a batch behind those before."""
+        waveforms = [item.waveform_T for item in items]
         batch = self.teacher.embed_batch(waveforms)
         now = time.perf_counter()
         if self._free_at:
@@ -89,7 +91,11 @@ class StandInCoder:
         return Launched(
             lengths=batch.lengths,
             finite_B=batch.finite_B,
-            codes=[self._codes_FN[:frames] if frames <= len(self._codes_FN) else self._codes_FN.repeat(2, 1)[:frames]],
+            codes=[
+                self._codes_FN[:frames]
+                if frames <= len(self._codes_FN)
+                else self._codes_FN.repeat(2, 1)[:frames]
+            ],
             rrl=[torch.full((len(waveforms),), 0.1, dtype=torch.float64)],
             clock=_DeviceClock(begin, self._free_at),
         )

@@ -8,6 +8,7 @@ and no weights. Random weights cost as much as others; the quantizer's are rando
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -35,19 +36,25 @@ def main() -> None:
     parser.add_argument("--shape", choices=list(SHAPES), default="hubert-xlarge")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--hours", type=float, default=1.0)
+    parser.add_argument("--hours", type=float, default=6.0)
+    parser.add_argument("--shard-hours", type=float, default=1.0)
     parser.add_argument("--utterance-s", type=float, default=12.0)
     parser.add_argument("--batch-seconds", type=float, default=240.0)
     parser.add_argument("--decode-threads", type=int, default=6)
     parser.add_argument("--search", default="fast")
     parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--switch-interval", type=float, help="of Python's threads, in seconds")
     with tempfile.TemporaryDirectory() as folder:
         print(json.dumps(measure(parser.parse_args(), Path(folder))))
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, object]:
     """Pairs of the bare teacher and the worker, in turn; the first is a warm-up."""
-    teacher = random_teacher(SHAPES[arguments.shape], torch.device(arguments.device), arguments.dtype, compile=False)
+    teacher = random_teacher(
+        SHAPES[arguments.shape], torch.device(arguments.device), arguments.dtype, compile=False
+    )
+    if arguments.switch_interval:
+        sys.setswitchinterval(arguments.switch_interval)
     info = teacher.info
     torch.manual_seed(0)
     quantizer = Quantizer(info.dim, 256, 8).to(arguments.device)
@@ -65,8 +72,12 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, object]:
     )
     sources = sorted(arguments.audio.rglob("*.flac"))
     cuts = write_speech(folder / "audio", sources, hours=arguments.hours, utterance_s=arguments.utterance_s)
-    plan, each = open_location(str(folder / "plan")), max(1, len(cuts) // 4)
-    shards = [write_shard_cuts(plan, n, cuts[start : start + each]) for n, start in enumerate(range(0, len(cuts), each))]
+    plan, each = (
+        open_location(str(folder / "plan")),
+        max(1, int(arguments.shard_hours * 3600 / arguments.utterance_s)),
+    )
+    firsts = range(0, len(cuts), each)
+    shards = [write_shard_cuts(plan, n, cuts[first : first + each]) for n, first in enumerate(firsts)]
     loader = AudioLoader(RATE)
     embedder = Embedder(
         teacher, loader, batch_seconds=arguments.batch_seconds, decode_threads=arguments.decode_threads

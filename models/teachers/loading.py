@@ -73,16 +73,14 @@ def load_teacher(
         path: folder in transformers format (safetensors), also of a model with a head, or a name on the hub.
         layer: the embedding is the hidden state after this many transformer layers, 1 to the checkpoint's
             number, before the model's final layer norm; None is the last. Later layers are not even read.
-        layers: in its place, several that ``encode_layers`` and ``embed_batch`` may be asked for. The teacher is
-            that of the highest of them.
+        layers: in its place, several that may be asked for. The teacher is that of the highest of them.
         device: where to compute.
         dtype: "float32", "float16" (CUDA only) or "bfloat16", the precision of matrix products; norms,
             residual sums and results are float32.
         whisper_window: for Whisper, "short" computes a few frames of silence, "exact" all up to 30 s.
         normalize: zero mean and unit variance for each waveform; None takes it from the checkpoint's
             preprocessor_config.json. Not for Whisper.
-        compile: run the layers through torch.compile. The first batches then take long. Results differ by
-            rounding, as between devices, and the fingerprint is the same.
+        compile: run the layers through torch.compile: slow first batches; results differ by rounding alone.
         revision: branch, tag or commit on the hub.
 
     Raises:

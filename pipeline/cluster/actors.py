@@ -1,5 +1,7 @@
 """A worker and its settings as a Ray actor."""
 
+import os
+import socket
 import threading
 import time
 from typing import Any
@@ -19,6 +21,7 @@ class WorkerActor:
         self._metrics = WorkerMetrics(Labels.of(settings, run))
         self._worker = settings.build()
         self._board, self._key = board, ray.get_runtime_context().get_actor_id()
+        self._name = f"{socket.gethostname()}/{os.getpid()}"
         self._next_note = 0.0
         self._lock = threading.Lock()
 
@@ -27,11 +30,11 @@ class WorkerActor:
         last: list[Note] = []
 
         def note(now: Note) -> None:
-            last[:] = [now]
+            last[:] = [{**now, "worker": self._name}]
             with self._lock:
                 if time.monotonic() >= self._next_note:
                     self._next_note = time.monotonic() + NOTE_EVERY_S
-                    self._board.put.remote(self._key, now)
+                    self._board.put.remote(self._key, last[0])
                     self._metrics.note(now)
 
         result = self._worker.run(item, last_attempt=last_attempt, note=note)

@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from mvqkd.pipeline.cluster.environment import as_in_job
 from mvqkd.pipeline.errors import PoolError
-from mvqkd.pipeline.run_config import ClusterConfig
+from mvqkd.pipeline.run_sections import ClusterConfig
 
 if TYPE_CHECKING:
     from mvqkd.workers.distill.job import TrainJob
@@ -148,6 +149,7 @@ def open_pool(config: ClusterConfig, *, run: str = "") -> Iterator[Pool]:
     from mvqkd.pipeline.cluster.connect import cluster
     from mvqkd.pipeline.cluster.dispatch import RayPool
 
+    config = as_in_job(config)
     with cluster(config):
         yield RayPool(config, run=run)
 
