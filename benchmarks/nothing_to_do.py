@@ -18,6 +18,7 @@ from mvqkd.pipeline.run_folder import Run
 from mvqkd.storage.table import IndexTable
 from mvqkd.workers.plan import read_plan, write_plan
 from mvqkd.workers.quantizer_record import load_record
+from mvqkd.workers.shards import ShardsWriter
 
 
 def main() -> None:
@@ -48,7 +49,10 @@ def make_table(finished: Run, run: Run, num_shards: int) -> None:
     plan = read_plan(finished.plan("train"))
     assert plan is not None, "a finished run has a plan"
     first = plan.shards[0]
-    shards = tuple(replace(first, position=n, digest=f"{n:064x}") for n in range(num_shards))
+    writer = ShardsWriter(run.plan("train"))
+    for number in range(num_shards):
+        writer.add(replace(first, position=number, digest=f"{number:064x}"))
+    shards = writer.finish()
     write_plan(replace(plan, location=run.plan("train"), shards=shards))
     for name in finished.quantizer.list():
         run.quantizer.replace(name, finished.quantizer.read_bytes(name))

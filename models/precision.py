@@ -29,7 +29,7 @@ def products_of_bfloat16() -> Iterator[None]:
     On CPUs with AMX that is three times as fast as float32, on CUDA with TF32 more. Nothing is lost of such numbers;
     sums are float32. Switches of the whole process, put back afterwards.
     """
-    on_cuda, on_cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    on_cuda, on_cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = on_cuda.fp32_precision, on_cpu.fp32_precision
     on_cuda.fp32_precision, on_cpu.fp32_precision = "tf32", "bf16"
     try:

@@ -1,5 +1,5 @@
-"""The command line: `mvqkd plan | fit | extract | distill | decode | run RUN.yaml`, `mvqkd submit STAGE RUN.yaml`,
-`mvqkd status RUN.yaml`, `mvqkd init CORPUS TEACHER`, `mvqkd inspect TABLE`."""
+"""The command line: `mvqkd plan | fit | calibrate | certify | extract | distill | decode | run RUN.yaml`,
+`mvqkd submit STAGE RUN.yaml`, `mvqkd status RUN.yaml`, `mvqkd init CORPUS TEACHER`, `mvqkd inspect TABLE`."""
 
 import io
 import os
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mvqkd import __version__
+from mvqkd.pipeline.cli_cluster import status, submit
 from mvqkd.pipeline.command import AsJson, Overrides, RunFile, StudentName
 from mvqkd.pipeline.command import finish as _finish
 from mvqkd.pipeline.command import known_student as _known_student
@@ -27,8 +28,8 @@ app = typer.Typer(
         "Distil a large speech teacher into a small recognizer through codebook indexes (MVQ-KD).\n\n"
         "One run file describes a run; init writes one, configs/ holds examples. The stages are plan (cut the corpus "
         "into shards), fit (train the quantizer on a sample), extract (write the index table), distill (train a "
-        "student), decode (recognize the test part); `run` does them all. Every stage can be repeated: what is fitted, "
-        "extracted or trained is not done again."
+        "student), decode (recognize the test part); `run` does them all. calibrate and certify measure before an "
+        "extraction. Every stage can be repeated: what is fitted, extracted or trained is not done again."
     ),
 )
 
@@ -52,15 +53,57 @@ def _options(
 
 
 @app.command()
-def plan(run_file: RunFile, set_: Overrides = None, as_json: AsJson = False) -> None:
-    """Cut the corpus into shards and say what extraction will make."""
+def plan(
+    run_file: RunFile,
+    set_: Overrides = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            "--rate",
+            min=1e-6,
+            metavar="HOURS",
+            help="Hours of audio that one worker does in an hour; by default what calibrate found.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Cut the corpus into shards and say what extraction will make, and what it takes."""
 
     def work(run: "Run") -> dict[str, Any]:
         from mvqkd.pipeline.stages.plan import plan_stage
 
-        return plan_stage(run)
+        return plan_stage(run, rate)
 
-    _stage(work, run_file, set_, as_json)
+    def show(summary: dict[str, Any]) -> None:
+        from mvqkd.pipeline.show.preflight import print_plan
+
+        print_plan(summary)
+
+    _stage(work, run_file, set_, as_json, show=show)
+
+
+@app.command()
+def calibrate(
+    run_file: RunFile,
+    set_: Overrides = None,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=1.0, help="How long to measure, after loading and warming up.")
+    ] = 60.0,
+    as_json: AsJson = False,
+) -> None:
+    """Preflight of an extraction: speed and memory of one worker, and whether teacher and quantizer know this audio."""
+
+    def work(run: "Run") -> dict[str, Any]:
+        from mvqkd.pipeline.stages.calibrate import calibrate_stage
+
+        return calibrate_stage(run, seconds)
+
+    def show(summary: dict[str, Any]) -> None:
+        from mvqkd.pipeline.show.preflight import print_calibration
+
+        print_calibration(summary)
+
+    _stage(work, run_file, set_, as_json, show=show)
 
 
 @app.command()
@@ -73,6 +116,25 @@ def fit(run_file: RunFile, set_: Overrides = None, as_json: AsJson = False) -> N
         return fit_stage(run)
 
     _stage(work, run_file, set_, as_json)
+
+
+@app.command()
+def certify(
+    run_file: RunFile,
+    set_: Overrides = None,
+    hours: Annotated[float, typer.Option("--hours", min=1e-6, help="Of audio in the sample.")] = 0.25,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how much of the codes depends on how utterances are batched, and write it beside the table."""
+
+    def work(run: "Run") -> dict[str, Any]:
+        from mvqkd.pipeline.stages.certify import certify_stage
+
+        return certify_stage(run, hours)
+
+    from mvqkd.pipeline.stages.certify import show_certificate
+
+    _stage(work, run_file, set_, as_json, show_certificate)
 
 
 @app.command()
@@ -136,72 +198,8 @@ def run(run_file: RunFile, set_: Overrides = None, as_json: AsJson = False) -> N
         raise typer.Exit(3)
 
 
-@app.command()
-def submit(
-    stage: Annotated[
-        str, typer.Argument(metavar="STAGE", help="One of the stages, or run.", show_default=False)
-    ],
-    run_file: RunFile,
-    address: Annotated[
-        str,
-        typer.Option(
-            metavar="URL",
-            envvar="RAY_API_SERVER_ADDRESS",
-            help="The dashboard of the cluster, as in http://127.0.0.1:8265.",
-        ),
-    ],
-    set_: Overrides = None,
-    student: StudentName = None,
-    include: Annotated[
-        list[Path] | None,
-        typer.Option("--include", metavar="PATH", help="A file, or a folder of Python files, to take along."),
-    ] = None,
-    no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not follow the log.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Run a stage as a job on a Ray cluster, follow its log, and end with its exit code."""
-
-    def work() -> dict[str, Any]:
-        from mvqkd.pipeline.job_files import prepare_job
-
-        job = prepare_job(
-            stage,
-            run_file,
-            overrides=set_ or [],
-            student=student,
-            include=include or [],
-            as_json=as_json and not no_wait,
-        )
-        from mvqkd.pipeline.cluster.submit import submit_and_follow
-
-        name, code = submit_and_follow(address, job, wait=not no_wait)
-        return {"submission_id": name, "exit_code": code}
-
-    # A log that was followed ends with the stage's own result.
-    result = _finish(work, as_json and no_wait, None if no_wait else lambda result: None)
-    if result["exit_code"]:
-        raise typer.Exit(result["exit_code"])
-
-
-@app.command()
-def status(
-    run_file: RunFile,
-    set_: Overrides = None,
-    watch: Annotated[
-        bool, typer.Option("--watch", help="Look again every ten seconds, until nothing works any more.")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
-    """How far the extraction is, from storage alone, also after the cluster is gone."""
-    from mvqkd.pipeline.show.status_page import print_status
-    from mvqkd.pipeline.show.status_page import watch as watch_it
-
-    def work(run: "Run") -> dict[str, Any]:
-        from mvqkd.pipeline.stages.status import run_status
-
-        return watch_it(lambda: run_status(run)) if watch else run_status(run)
-
-    _stage(work, run_file, set_, as_json, show=print_status)
+app.command()(submit)
+app.command()(status)
 
 
 @app.command()

@@ -63,7 +63,7 @@ def done(corpus_root: Path, teacher_path: Path, tmp_path_factory: pytest.TempPat
 def ray_session(s3_server: S3Server) -> Iterator[None]:
     """One Ray cluster for the suite; its workers know the S3 server's credentials from their environment."""
     from mvqkd.pipeline.cluster.connect import cluster
-    from mvqkd.pipeline.run_config import ClusterConfig
+    from mvqkd.pipeline.run_sections import ClusterConfig
 
     settings = {
         **s3_server.environment,

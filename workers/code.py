@@ -7,7 +7,7 @@ Shape suffixes: F frames of all utterances, B utterances, T frames of one, N cod
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -15,7 +15,10 @@ import torch
 from torch import Tensor
 
 from mvqkd.models.quantizer import Coder, Quantizer
-from mvqkd.models.teachers import Teacher
+from mvqkd.models.teachers import EmbeddedBatch, Teacher
+from mvqkd.models.teachers.batch import numbers_on
+from mvqkd.workers.feed import Loaded
+from mvqkd.workers.windows import kept_frames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,14 +60,16 @@ class BatchCoder:
             coder = Coder(target.quantizer.eval(), search=target.search)
             self._coders.append((self._layers.index(target.layer), coder))
 
-    def launch(self, waveforms: Sequence[Tensor]) -> "Launched":
-        """Begin a batch of waveforms (num_samples,).
+    def launch(self, items: Sequence[Loaded]) -> "Launched":
+        """Begin a batch; the frames of a window's context are not coded.
 
         Raises:
             WaveformError, torch.OutOfMemoryError: as of `Teacher.embed_batch`.
         """
         clock = Clock(cuda=self._coders[0][1].quantizer.centers.is_cuda)
-        batch = self.teacher.embed_batch(waveforms, self._layers)
+        batch = self._without_context(
+            self.teacher.embed_batch([item.waveform_T for item in items], self._layers), items
+        )
         clock.mark()
         coded = [coder(batch.frames[index], batch.lengths_B) for index, coder in self._coders]
         # The copies stand in the queue too; the host looks at them once the last mark is through.
@@ -77,6 +82,26 @@ class BatchCoder:
         )
         clock.mark()
         return launched
+
+    def _without_context(self, batch: EmbeddedBatch, items: Sequence[Loaded]) -> EmbeddedBatch:
+        """The batch with the frames that are the cuts' own."""
+        kept = [kept_frames(item.cut, self.teacher.info) for item in items]
+        if all(one == slice(None) for one in kept):
+            return batch
+        ends = np.cumsum(batch.lengths)
+        frames = [
+            np.arange(end - length, end)[one]
+            for end, length, one in zip(ends, batch.lengths, kept, strict=True)
+        ]
+        lengths = tuple(map(len, frames))
+        device = batch.lengths_B.device
+        kept_F = numbers_on(np.concatenate(frames).tolist(), device)
+        return replace(
+            batch,
+            frames=tuple(x_FD[kept_F] for x_FD in batch.frames),
+            lengths=lengths,
+            lengths_B=numbers_on(lengths, device),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

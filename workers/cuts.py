@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from lhotse import MonoCut
@@ -30,6 +30,20 @@ class Refused:
     cut_id: str
     reason: str
     duration_s: float | None = None
+
+
+class Planned(NamedTuple):
+    """A cut as a plan keeps it: its id, its line of JSON, how long it lasts, and why its text is not used, if so."""
+
+    cut_id: str
+    line: str
+    duration_s: float
+    text_problem: str | None
+
+
+def planned(cut: "MonoCut", *, root: str | None) -> Planned:
+    """What a plan keeps of a cut; `root` as of `cut_to_json`."""
+    return Planned(cut.id, cut_to_json(cut, root=root), cut.duration, text_problem(cut))
 
 
 def cut_to_json(cut: "MonoCut", *, root: str | None = None) -> str:
@@ -115,6 +129,11 @@ def text_of(cut: "MonoCut") -> str | None:
         return None
     spoken = sorted((s for s in _own_supervisions(cut) if s.text is not None), key=lambda s: s.start)
     return " ".join(s.text for s in spoken) if spoken else None
+
+
+def has_text(cut: "MonoCut") -> bool:
+    """Whether anything is known to be said in the cut, on any channel."""
+    return any(s.text and not s.text.isspace() for s in cut.supervisions)
 
 
 def text_problem(cut: "MonoCut") -> str | None:

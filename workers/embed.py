@@ -12,13 +12,14 @@ from torch import Tensor
 
 from mvqkd.models.teachers import NonFiniteEmbeddingError, Teacher
 from mvqkd.workers.audio import AudioLoader
-from mvqkd.workers.feed import Feeder, LeftOut
+from mvqkd.workers.feed import Feeder, LeftOut, Loaded
 from mvqkd.workers.teacher import TeacherConfig, open_teacher
+from mvqkd.workers.windows import kept_frames
 
 
 @dataclass(frozen=True, kw_only=True)
 class Embedded:
-    """One cut's embeddings: float32 (T, dim) on the teacher's device, and the samples that went in."""
+    """One cut's embeddings: float32 (T, dim) on the teacher's device, and its samples; without a window's context."""
 
     cut: MonoCut
     embeddings_TD: Tensor
@@ -86,14 +87,15 @@ class Embedder:
                         assert error is not None
                         yield LeftOut.by_teacher(item.cut, error, not_finite(error))
                     else:
-                        num_samples = item.waveform_T.numel()
-                        yield Embedded(cut=item.cut, embeddings_TD=embeddings_TD, num_samples=num_samples)
+                        yield Embedded(
+                            cut=item.cut,
+                            embeddings_TD=embeddings_TD[kept_frames(item.cut, self.teacher.info)],
+                            num_samples=item.num_samples,
+                        )
 
-    def _encode(
-        self, waveforms: list[Tensor]
-    ) -> tuple[Sequence[Tensor | None], NonFiniteEmbeddingError | None]:
+    def _encode(self, batch: list[Loaded]) -> tuple[Sequence[Tensor | None], NonFiniteEmbeddingError | None]:
         try:
-            return self.teacher.encode(waveforms), None
+            return self.teacher.encode([item.waveform_T for item in batch]), None
         except NonFiniteEmbeddingError as error:
             return error.embeddings, error
 

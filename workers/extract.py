@@ -2,6 +2,8 @@
 
 Several shards are at work at a time, and one of them has the teacher: while it has, the first batches of the next one
 are decoded, and what came before is packed and written.
+
+Shape suffixes: T frames of an utterance, N codebooks.
 """
 
 import time

@@ -17,6 +17,7 @@ from mvqkd.workers.audio import AudioLoader
 from mvqkd.workers.cuts import UtteranceError
 from mvqkd.workers.decode_ahead import DecodedBatches, length_sorted_batches
 from mvqkd.workers.stopwatch import Stopwatch
+from mvqkd.workers.windows import has_context, heard, kept_samples
 
 Result = TypeVar("Result")
 
@@ -38,10 +39,14 @@ class LeftOut:
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """A cut and its audio, float32 (T,) at the teacher's rate."""
+    """A cut and its audio, float32 (T,) at the teacher's rate; that of a window with its context.
+
+    `num_samples` are the cut's own.
+    """
 
     cut: MonoCut
     waveform_T: Tensor
+    num_samples: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +78,10 @@ class Feeder:
         same kind of device, unless a batch has to be halved: the halves are other batches, and what else is
         in a batch shows in the last digits. Which batches are too large depends on the memory that is free.
         """
-        batches = length_sorted_batches(cuts, [c.duration for c in cuts], batch_seconds=self._batch_seconds)
-        return Feeding(batches, DecodedBatches(batches, self._loader, pool=self._pool), self._loader)
+        seconds = [heard(cut).duration for cut in cuts]
+        batches = length_sorted_batches(cuts, seconds, batch_seconds=self._batch_seconds)
+        decoded = DecodedBatches(batches, lambda cut: self._loader(heard(cut)), pool=self._pool)
+        return Feeding(batches, decoded, self._loader)
 
 
 class Feeding:
@@ -100,12 +107,12 @@ class Feeding:
         """Batches that are decoded and wait for the teacher."""
         return self._decoded.num_ready
 
-    def run(self, compute: Callable[[list[Tensor]], Result]) -> Iterator[Computed[Result] | LeftOut]:
+    def run(self, compute: Callable[[list[Loaded]], Result]) -> Iterator[Computed[Result] | LeftOut]:
         """Compute every batch; each cut is in one result or left out.
 
         Args:
-            compute: takes waveforms (T,), longest first. It may raise torch.OutOfMemoryError, then it is called with
-                halves, and `WaveformError`, then with the others.
+            compute: takes cuts with their audio, longest first. It may raise torch.OutOfMemoryError, then it is called
+                with halves, and `WaveformError`, then with the others.
 
         Raises:
             StorageError, OSError: audio cannot be reached, which is not the utterance's fault.
@@ -118,11 +125,14 @@ class Feeding:
                 if isinstance(waveform_T, UtteranceError):
                     yield LeftOut(cut=cut, stage="load", error="UtteranceError", message=str(waveform_T))
                 else:
-                    good.append(Loaded(cut=cut, waveform_T=waveform_T))
+                    num_samples = waveform_T.numel()
+                    if has_context(cut):
+                        num_samples = kept_samples(cut, self._loader.sample_rate_hz)
+                    good.append(Loaded(cut=cut, waveform_T=waveform_T, num_samples=num_samples))
             yield from self._computed(good, compute)
 
     def _computed(
-        self, batch: list[Loaded], compute: Callable[[list[Tensor]], Result]
+        self, batch: list[Loaded], compute: Callable[[list[Loaded]], Result]
     ) -> Iterator[Computed[Result] | LeftOut]:
         waiting = [batch]
         again: list[Loaded] | None = None
@@ -161,7 +171,7 @@ class Feeding:
 
 
 def _attempt(
-    batch: list[Loaded], compute: Callable[[list[Tensor]], Result]
+    batch: list[Loaded], compute: Callable[[list[Loaded]], Result]
 ) -> tuple[Computed[Result] | None, WaveformError | None, str]:
     """What was computed; or what the teacher does not take; or what the device said when it had no room for so large a
     batch.
@@ -170,7 +180,7 @@ def _attempt(
     filled the device.
     """
     try:
-        return Computed(items=batch, result=compute([item.waveform_T for item in batch])), None, ""
+        return Computed(items=batch, result=compute(batch)), None, ""
     except torch.OutOfMemoryError as error:
         return None, None, str(error)
     except WaveformError as error:

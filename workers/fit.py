@@ -19,8 +19,10 @@ from torch import Tensor
 from mvqkd.models.quantizer import FitConfig, FitProgress, FitResult, fit_quantizer
 from mvqkd.storage.errors import ObjectMissingError
 from mvqkd.storage.location import Location
+from mvqkd.workers.audio import AudioLoader
 from mvqkd.workers.embed import Embedder, EmbedderSettings
 from mvqkd.workers.feed import LeftOut
+from mvqkd.workers.loudness import measure_loudness
 from mvqkd.workers.quantizer_record import QuantizerRecord, TrainingData, save_quantizer
 from mvqkd.workers.sample import Sample
 from mvqkd.workers.teacher import choose_device
@@ -47,8 +49,11 @@ class FitSettings:
 
     def build(self) -> "QuantizerFitter":
         """Load the teacher in this process."""
+        embedder = self.embedder.build()
+        rate_hz = embedder.teacher.info.sample_rate_hz
         return QuantizerFitter(
-            embedder=self.embedder.build(),
+            embedder=embedder,
+            loader=AudioLoader(rate_hz, s3=self.embedder.options, root=self.embedder.root),
             location=self.location,
             config=self.config,
             max_frames=self.max_frames,
@@ -68,6 +73,8 @@ class QuantizerFitter:
         max_frames: frames kept in memory; more are thinned out evenly.
         device: where to fit.
         settings: of the run, kept in the artifact, so that a later run can tell whether it may be used.
+        loader: gives waveforms at the teacher's rate; with it the loudness of the sample is kept in the artifact, for
+            `mvqkd calibrate` to compare with.
     """
 
     def __init__(
@@ -79,8 +86,10 @@ class QuantizerFitter:
         max_frames: int,
         device: torch.device,
         settings: Mapping[str, Any] | None = None,
+        loader: AudioLoader | None = None,
     ) -> None:
         self._embedder, self._location, self._config = embedder, location, config
+        self._loader = loader
         self._max_frames, self._device = max_frames, device
         self._settings = dict(settings or {})
 
@@ -129,6 +138,7 @@ class QuantizerFitter:
             held_out=sample.held_out,
             cuts_sha256=cuts_sha256,
             left_out=[{"cut_id": x.cut.id, "stage": x.stage, "message": x.message} for x in left_out],
+            loudness=self._loudness(sample),
         )
         facts = _facts(result) | {
             "teacher": asdict(info),
@@ -139,6 +149,13 @@ class QuantizerFitter:
         record = save_quantizer(self._location, result.quantizer, facts)
         self._location.remove(STATE)
         return record
+
+    def _loudness(self, sample: Sample) -> dict[str, float] | None:
+        if self._loader is None:
+            return None
+        rate_hz = self._loader.sample_rate_hz
+        found = measure_loudness(sample.train, self._loader, sample_rate_hz=rate_hz, threads=2)
+        return None if found is None else asdict(found)
 
     def _embed(
         self,

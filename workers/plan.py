@@ -1,14 +1,15 @@
 """The shard plan: the corpus as consecutive runs of cuts up to a target of audio hours.
 
-A plan is a folder: one object of cuts for each shard, `refused.jsonl` with the utterances left out and why,
-`text_dropped.jsonl` with those whose transcript is not used and why, and `plan.json`, written last. It depends on
-the corpus and the settings alone, so planning again changes nothing. Paths of audio under `corpus.root` are kept
-relative to it: where the audio lies is not what it is.
+A plan is a folder: one object of cuts for each shard, objects with what is known of some thousand shards each
+(`workers.shards`), `refused.jsonl` with the utterances left out and why, `text_dropped.jsonl` with those whose
+transcript is not used and why, and `plan.json` with settings and totals, written last. It depends on the corpus and the
+settings alone, so planning again changes nothing. Paths of audio under `corpus.root` are kept relative to it: where the
+audio lies is not what it is.
 """
 
-import json
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from mvqkd.storage.artifacts import read_json, write_json
 from mvqkd.storage.errors import ArtifactError, ObjectMissingError
@@ -19,12 +20,13 @@ from mvqkd.workers.shard import (
     Shard,
     read_shard_cuts,
 )
+from mvqkd.workers.shards import Part, Shards
+from mvqkd.workers.spool import read_lines_of
 
-if TYPE_CHECKING:
-    pass
-
-VERSION = 2
+VERSION = 3
 _RATE_OF_VERSION_1_HZ = 16_000
+
+REFUSED, TEXT_DROPPED = "refused", "text_dropped"
 
 _PLAN_AGAIN = "delete it and run `mvqkd plan` again"
 
@@ -34,11 +36,12 @@ class Plan:
     """A planned part of a corpus.
 
     `settings` are what it was planned with, `root` where the corpus was then, and `num_text_dropped` counts the
-    cuts with codes whose texts are not what is said in them. `version` is that of `plan.json`.
+    cuts with codes whose texts are not what is said in them. `version` is that of `plan.json`. `shards` are read when
+    they are asked for; their number is known.
     """
 
     location: Location
-    shards: tuple[Shard, ...]
+    shards: Sequence[Shard]
     num_cuts: int
     hours: float
     num_refused: int
@@ -67,14 +70,18 @@ def plan_settings(settings: dict[str, object], shard_hours: float) -> dict[str, 
 
 
 def write_plan(plan: Plan) -> None:
-    """Write `plan.json`, which is the plan's commit."""
+    """Write `plan.json`, which is the plan's commit; its `shards` are from a `ShardsWriter`."""
+    assert isinstance(plan.shards, Shards), "written before"
     content = {
         "version": VERSION,
         "settings": plan.settings,
         "root": plan.root,
+        "num_shards": len(plan.shards),
+        "num_cuts": plan.num_cuts,
+        "hours": plan.hours,
         "num_refused": plan.num_refused,
         "num_text_dropped": plan.num_text_dropped,
-        "shards": [shard.to_dict() for shard in plan.shards],
+        "parts": [asdict(part) for part in plan.shards.parts],
     }
     write_json(plan.location, "plan.json", content)
 
@@ -89,22 +96,19 @@ def read_plan(location: Location) -> Plan | None:
     try:
         content = read_json(location, "plan.json")
         version = content.get("version", 1)
-        if version not in (1, VERSION):
+        if version not in (1, 2, VERSION):
             raise PlanError(
                 f"{where}: of version {version}, this program reads up to {VERSION}; {_PLAN_AGAIN}"
             )
-        shards = tuple(
-            Shard(**{"content": shard["digest"], **shard} if version == 1 else shard)
-            for shard in content["shards"]
-        )
+        shards, num_cuts, hours = (_shards if version == VERSION else _shards_of_old)(location, content)
         settings, root = content["settings"], content.get("root")
         if version == 1:
             settings, root = _settings_of_version_1(settings)
         return Plan(
             location=location,
             shards=shards,
-            num_cuts=sum(s.num_cuts for s in shards),
-            hours=sum(s.hours for s in shards),
+            num_cuts=num_cuts,
+            hours=hours,
             num_refused=content["num_refused"],
             num_text_dropped=content.get("num_text_dropped", 0),
             settings=settings,
@@ -122,15 +126,28 @@ def read_refused(location: Location) -> list[Refused]:
 
     Raises:
         StorageError: there is no plan.
-        PlanError: the file is damaged.
+        PlanError: a file is damaged.
     """
     try:
-        lines = location.read_bytes("refused.jsonl").decode().split("\n")
-        return [Refused(**json.loads(line)) for line in lines if line]
-    except (TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        return [Refused(**line) for line in read_lines_of(location, REFUSED)]
+    except TypeError as error:
         raise PlanError(
-            f"{location.full_url('refused.jsonl')}: damaged since it was planned ({error}); {_PLAN_AGAIN}"
+            f"{location.full_url(REFUSED)}.jsonl: damaged since it was planned ({error}); {_PLAN_AGAIN}"
         ) from error
+
+
+def _shards(location: Location, content: Mapping[str, Any]) -> tuple[Sequence[Shard], int, float]:
+    """Shards, cuts and hours."""
+    shards = Shards(location, [Part(**part) for part in content["parts"]])
+    if len(shards) != content["num_shards"]:
+        raise TypeError(f"num_shards is {content['num_shards']}, the parts have {len(shards)}")
+    return shards, content["num_cuts"], content["hours"]
+
+
+def _shards_of_old(location: Location, content: Mapping[str, Any]) -> tuple[Sequence[Shard], int, float]:
+    """Versions 1 and 2 had all shards in `plan.json`; 1 named them by their content alone."""
+    shards = tuple(Shard(**{"content": shard["digest"], **shard}) for shard in content["shards"])
+    return shards, sum(s.num_cuts for s in shards), sum(s.hours for s in shards)
 
 
 def _without_root(settings: dict[str, object]) -> tuple[dict[str, object], str | None]:

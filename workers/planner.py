@@ -1,15 +1,17 @@
 """Making a shard plan: consecutive cuts up to a target of audio hours, in one pass over the corpus."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from mvqkd.storage.errors import StorageError
 from mvqkd.storage.location import Location
-from mvqkd.workers.cuts import Refused, clipped, cut_to_json, text_problem
+from mvqkd.workers.cuts import Planned, Refused, clipped, cut_to_json, planned
 from mvqkd.workers.duplicates import CutIds
 from mvqkd.workers.plan import (
+    REFUSED,
+    TEXT_DROPPED,
     Plan,
     PlanError,
     existing_plan,
@@ -19,13 +21,15 @@ from mvqkd.workers.plan import (
     write_plan,
 )
 from mvqkd.workers.shard import Shard, digest_of, read_shard, write_shard
+from mvqkd.workers.shards import ShardsWriter
+from mvqkd.workers.spool import LinesSpool
 
 if TYPE_CHECKING:
     from lhotse import MonoCut
 
 
 def make_plan(
-    cuts: Iterable["MonoCut | Refused"],
+    cuts: Iterable["MonoCut | Planned | Refused"],
     location: Location,
     *,
     shard_hours: float,
@@ -34,11 +38,10 @@ def make_plan(
     reuse: bool = True,
     progress: Callable[[int, float], None] | None = None,
 ) -> Plan:
-    """Plan a corpus in one pass: in the memory of one shard, of 8 bytes for each cut, and of the lines about
-    utterances that are refused or lose their text.
+    """Plan a corpus in one pass, in the memory of one shard, of 8 bytes for each cut and of some megabytes.
 
     Args:
-        cuts: from `Corpus.cuts`.
+        cuts: from `Corpus.planned`, or from `Corpus.cuts`.
         location: the plan's folder.
         shard_hours: a shard is closed before it would exceed this.
         settings: what the corpus was read with, from `CorpusConfig.plan_settings`.
@@ -77,31 +80,28 @@ class _Planner:
     ) -> None:
         self._location, self._root, self._before, self._progress = location, root, before, progress
         self._shard_s = shard_hours * 3600
-        self._shards: list[Shard] = []
+        self._shards = ShardsWriter(location)
         self._lines: list[str] = []  # of the shard that is being filled
         self._seconds = 0.0
         self._ids = CutIds()
-        self._refused, self._text_dropped = bytearray(), bytearray()
-        self._num_refused = self._num_text_dropped = 0
+        self._refused, self._text_dropped = LinesSpool(location, REFUSED), LinesSpool(location, TEXT_DROPPED)
         self._reasons: list[str] = []
 
-    def add(self, cut: "MonoCut | Refused") -> None:
+    def add(self, cut: "MonoCut | Planned | Refused") -> None:
         """The next cut."""
         if isinstance(cut, Refused):
-            self._num_refused += 1
-            self._refused += _line({key: value for key, value in asdict(cut).items() if value is not None})
-            if self._num_refused <= 3:
+            self._refused.add({key: value for key, value in asdict(cut).items() if value is not None})
+            if self._refused.num_lines <= 3:
                 self._reasons.append(f"{cut.cut_id} {cut.reason}")
             return
-        problem = text_problem(cut)
+        cut_id, line, duration_s, problem = cut if isinstance(cut, Planned) else planned(cut, root=self._root)
         if problem is not None:
-            self._num_text_dropped += 1
-            self._text_dropped += _line({"cut_id": cut.id, "reason": problem})
-        if self._lines and self._seconds + cut.duration > self._shard_s:
+            self._text_dropped.add({"cut_id": cut_id, "reason": problem})
+        if self._lines and self._seconds + duration_s > self._shard_s:
             self._close()
-        self._lines.append(cut_to_json(cut, root=self._root))
-        self._seconds += cut.duration
-        self._ids.add(cut.id)
+        self._lines.append(line)
+        self._seconds += duration_s
+        self._ids.add(cut_id)
 
     def finish(self, settings: dict[str, object]) -> Plan:
         """Write what is left, `plan.json` last."""
@@ -109,17 +109,20 @@ class _Planner:
             self._close()
         if not self._shards:
             reasons = "; ".join(self._reasons)
-            raise PlanError(f"no utterance of the corpus can be used: {self._num_refused} refused: {reasons}")
-        self._refuse_repeated_ids()
-        self._location.replace("refused.jsonl", bytes(self._refused))
-        self._location.replace("text_dropped.jsonl", bytes(self._text_dropped))
+            raise PlanError(
+                f"no utterance of the corpus can be used: {self._refused.num_lines} refused: {reasons}"
+            )
+        shards = self._shards.finish()
+        self._refuse_repeated_ids(shards)
+        self._refused.write()
+        self._text_dropped.write()
         plan = Plan(
             location=self._location,
-            shards=tuple(self._shards),
+            shards=shards,
             num_cuts=len(self._ids),
-            hours=sum(s.hours for s in self._shards),
-            num_refused=self._num_refused,
-            num_text_dropped=self._num_text_dropped,
+            hours=self._shards.hours,
+            num_refused=self._refused.num_lines,
+            num_text_dropped=self._text_dropped.num_lines,
             settings=settings,
             root=self._root,
         )
@@ -130,10 +133,10 @@ class _Planner:
         number = len(self._shards)
         known = self._known(number)
         shard = write_shard(self._location, number, self._lines, self._seconds / 3600, known=known)
-        self._shards.append(shard)
+        self._shards.add(shard)
         self._lines, self._seconds = [], 0.0
         if self._progress:
-            self._progress(len(self._ids), sum(s.hours for s in self._shards))
+            self._progress(len(self._ids), self._shards.hours)
 
     def _known(self, number: int) -> str | None:
         """The digest that names the shard, where the plan before has the same cuts at its position."""
@@ -158,15 +161,10 @@ class _Planner:
         roots = {self._before.root if self._before else None, self._root}
         return any([cut_to_json(cut, root=root) for cut in then] == self._lines for root in roots)
 
-    def _refuse_repeated_ids(self) -> None:
+    def _refuse_repeated_ids(self, shards: Sequence[Shard]) -> None:
         def read(number: int) -> list[Any]:
-            return [json.loads(line) for line in read_shard(self._location, self._shards[number])]
+            return [json.loads(line) for line in read_shard(self._location, shards[number])]
 
-        problem = self._ids.problem([shard.num_cuts for shard in self._shards], read)
+        problem = self._ids.problem(self._shards.num_cuts, read)
         if problem is not None:
             raise PlanError(problem)
-
-
-def _line(content: dict[str, Any]) -> bytes:
-    """A line of JSON, with the escape of JSON for what is no character (half of a surrogate pair)."""
-    return (json.dumps(content, ensure_ascii=False) + "\n").encode(errors="backslashreplace")

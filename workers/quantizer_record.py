@@ -28,6 +28,7 @@ class TrainingData:
         held_out: what no two of them share: speakers, recordings or utterances.
         cuts_sha256: over the ids of all cuts.
         left_out: cut_id, stage and message of each utterance that gave no embeddings.
+        loudness: fields of `workers.loudness.Loudness` of this audio; None in records from before it was measured.
     """
 
     utterances: int
@@ -37,6 +38,7 @@ class TrainingData:
     held_out: str
     cuts_sha256: str
     left_out: list[dict[str, str]]
+    loudness: dict[str, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """The quantizer's training sample: spread over the whole corpus, with a part held out by speaker."""
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,8 +9,8 @@ from dataclasses import dataclass
 from lhotse import MonoCut
 
 from mvqkd.storage.location import Location
-from mvqkd.workers.cuts import speaker_of
-from mvqkd.workers.plan import Shard, read_shard_cuts
+from mvqkd.workers.cuts import cut_from_json, speaker_of
+from mvqkd.workers.shard import Shard, read_shard
 
 MAX_SHARDS = 256
 
@@ -37,21 +38,12 @@ def draw_sample(
     Raises:
         ValueError: fewer than two cuts came out.
     """
-    stride = max(1, len(shards) / MAX_SHARDS)
-    chosen = [shards[int(i * stride)] for i in range(min(len(shards), MAX_SHARDS))]
-    share = hours / sum(shard.hours for shard in chosen)
-    cuts = [
-        cut
-        for shard in chosen
-        for cut in read_shard_cuts(plan, shard)
-        if _uniform(f"{seed}/{cut.id}") < share
-    ]
+    cuts = draw_cuts(plan, shards, hours=hours, seed=seed)
     if len(cuts) < 2:
         raise ValueError(
             f"quantizer.sample_hours {hours:g} gives {len(cuts)} utterances of {plan.url}; "
             "raise it, at least two are needed"
         )
-    cuts.sort(key=lambda cut: cut.id)
     keys = [speaker_of(cut) or cut.recording.id for cut in cuts]
     kind = "speakers" if all(map(speaker_of, cuts)) else "recordings"
     if len(set(keys)) == 1:
@@ -70,6 +62,24 @@ def draw_sample(
         valid=tuple(cut for cut, key in zip(cuts, keys, strict=True) if key in held_out),
         held_out=kind,
     )
+
+
+def draw_cuts(
+    plan: Location, shards: Sequence[Shard], *, hours: float, seed: int, max_shards: int | None = None
+) -> list[MonoCut]:
+    """About `hours` of audio from all over the planned corpus, ordered by id; see `draw_sample`."""
+    most = MAX_SHARDS if max_shards is None else max_shards
+    stride = max(1, len(shards) / most)
+    chosen = [shards[int(i * stride)] for i in range(min(len(shards), most))]
+    share = hours / sum(shard.hours for shard in chosen)
+    # Only what is taken becomes a cut, which costs ten times as much as to read its id.
+    cuts = [
+        cut_from_json(line)
+        for shard in chosen
+        for line in read_shard(plan, shard)
+        if _uniform(f"{seed}/{json.loads(line)['id']}") < share
+    ]
+    return sorted(cuts, key=lambda cut: cut.id)
 
 
 def _uniform(text: str) -> float:

@@ -15,11 +15,15 @@ if TYPE_CHECKING:
     from lhotse import MonoCut
 
 
+_GZIP_LEVEL = 4
+"""A seventh of the time that level 9 takes, which was more than all else in planning, for 14 % more bytes."""
+
+
 class PlanError(ValueError):
     """A plan cannot be made or read; the message names the file or the cuts, and the remedy."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Shard:
     """What the plan knows of a shard.
 
@@ -46,6 +50,11 @@ class Shard:
         return asdict(self)
 
 
+def path_of(position: int, content: str) -> str:
+    """The object of a shard's cuts, in the plan's folder."""
+    return f"cuts-{position:06d}-{content[:12]}.jsonl.gz"
+
+
 def write_shard_cuts(plan: Location, position: int, cuts: Sequence["MonoCut"]) -> Shard:
     """Write the cuts of one shard into the plan's folder; the same cuts give the same bytes and name."""
     hours = sum(cut.duration for cut in cuts) / 3600
@@ -68,10 +77,10 @@ def write_shard(
 ) -> Shard:
     """Write the cuts of one shard, a line of JSON each; `known` names the shard in the place of its content."""
     content = digest_of(lines)
-    path = f"cuts-{position:06d}-{content[:12]}.jsonl.gz"
+    path = path_of(position, content)
     packed = io.BytesIO()
     # No time stamp and no name in the gzip header: the same bytes every time.
-    with gzip.GzipFile(fileobj=packed, mode="wb", mtime=0, filename="") as file:
+    with gzip.GzipFile(fileobj=packed, mode="wb", mtime=0, filename="", compresslevel=_GZIP_LEVEL) as file:
         file.write(_text(lines))
     plan.write_once(path, packed.getvalue())
     return Shard(

@@ -1,4 +1,7 @@
-"""The codes of a shard, batch by batch, one batch behind the device."""
+"""The codes of a shard, batch by batch, one batch behind the device.
+
+Shape suffixes: T frames of an utterance, N codebooks.
+"""
 
 from mvqkd.models.teachers import NonFiniteEmbeddingError
 from mvqkd.workers.code import BatchCoder, Coded, Launched
@@ -16,7 +19,7 @@ class ShardCodes:
 
     Attributes:
         coded: by the id of a cut, what each table keeps of it.
-        num_samples: by the id of a cut, samples that the teacher was given.
+        num_samples: by the id of a cut, samples of it, without a window's context.
         left_out: the other cuts.
         seconds: of the cuts that are through, one way or the other.
     """
@@ -51,7 +54,7 @@ class ShardCodes:
                 self._leave_out(LeftOut.by_teacher(item.cut, error, not_finite(error)))
             else:
                 self.coded[item.cut.id] = coded
-                self.num_samples[item.cut.id] = item.waveform_T.numel()
+                self.num_samples[item.cut.id] = item.num_samples
                 self.seconds += item.cut.duration
                 self._meters.add(rrl_frames=coded[0].rrl * len(coded[0].codes_TN))
         samples = [item.waveform_T.numel() for item in batch.items]

@@ -1,1 +1,1 @@
-"""Extraction beside the bare teacher, Ray Data and a plain loop, on the same audio: `python -m benchmarks.extraction`."""
+"""Extraction beside the bare teacher, Ray Data and a plain loop, in one run: `python -m benchmarks.extraction`."""

@@ -27,6 +27,7 @@ from mvqkd.workers.audio import AudioLoader
 from mvqkd.workers.code import Clock, Launched
 from mvqkd.workers.embed import Embedder
 from mvqkd.workers.extract import Extractor
+from mvqkd.workers.feed import Loaded
 from mvqkd.workers.shard import write_shard_cuts
 
 RATE = 16_000
@@ -76,8 +77,9 @@ class StandInCoder:
         self._codes_FN = torch.randint(0, 256, (2**16, CODEBOOKS), dtype=torch.uint8)
         self.idle_s = 0.0
 
-    def launch(self, waveforms: Sequence[Tensor]) -> Launched:
+    def launch(self, items: Sequence[Loaded]) -> Launched:
         """Queue a batch behind those before."""
+        waveforms = [item.waveform_T for item in items]
         batch = self.teacher.embed_batch(waveforms)
         now = time.perf_counter()
         if self._free_at:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mvqkd.models.precision import full_float32_products
+from mvqkd.models.teachers import norms
 from mvqkd.models.teachers.batch import Audio, EmbeddedBatch, gather_audio, join_batch
 from mvqkd.models.teachers.errors import (
     NonFiniteEmbeddingError,
@@ -248,6 +249,20 @@ class TransformersTeacher(ABC):
         autocast = torch.autocast(self._device.type, dtype=dtype, enabled=dtype != torch.float32)
         with flags, full_float32_products(), autocast:
             yield
+
+    def _prepare_layers(self, layers: nn.ModuleList, *, norm_first: bool, compile: bool) -> None:
+        """Make transformer layers fast on the device, in place.
+
+        Args:
+            norm_first: whether what their layer norms give is read by attention and feed-forward alone.
+            compile: run them through torch.compile when they are called: one graph for all, and for batches of all
+                shapes.
+        """
+        if compile:
+            for layer in layers:
+                layer.compile(dynamic=True)
+        elif norm_first and self._info.dtype != "float32" and self._device.type in norms.PRODUCT_NORMS:
+            norms.use_product_norms(layers, self._device, DTYPES[self._info.dtype])
 
     def _convolutions(self) -> AbstractContextManager[None]:
         """Around convolutions: on the CPU they are computed in float32, whatever the dtype of the teacher.

@@ -67,6 +67,7 @@ def load_teacher(
     dtype: str = "float32",
     whisper_window: WhisperWindow = "short",
     normalize: bool | None = None,
+    compile: bool = False,
     revision: str | None = None,
 ) -> Teacher:
     """Load a HuBERT, WavLM, wav2vec2, data2vec-audio or Whisper encoder up to a layer.
@@ -75,14 +76,14 @@ def load_teacher(
         path: folder in transformers format (safetensors), also of a model with a head, or a name on the hub.
         layer: the embedding is the hidden state after this many transformer layers, 1 to the checkpoint's
             number, before the model's final layer norm; None is the last. Later layers are not even read.
-        layers: in its place, several that ``encode_layers`` and ``embed_batch`` may be asked for. The teacher is
-            that of the highest of them.
+        layers: in its place, several that may be asked for. The teacher is that of the highest of them.
         device: where to compute.
         dtype: "float32", "float16" (CUDA only) or "bfloat16", the precision of matrix products; norms,
             residual sums and results are float32.
         whisper_window: for Whisper, "short" computes a few frames of silence, "exact" all up to 30 s.
         normalize: zero mean and unit variance for each waveform; None takes it from the checkpoint's
             preprocessor_config.json. Not for Whisper.
+        compile: run the layers through torch.compile: slow first batches; results differ by rounding alone.
         revision: branch, tag or commit on the hub.
 
     Raises:
@@ -115,6 +116,7 @@ def load_teacher(
         dtype=dtype,
         window=whisper_window,
         normalize=normalize,
+        compile=compile,
     )
 
 
@@ -144,6 +146,7 @@ def _load_waveform(
     dtype: str,
     window: WhisperWindow,
     normalize: bool | None,
+    compile: bool,
 ) -> Teacher:
     preprocessor = checkpoint.preprocessor
     if normalize is None:
@@ -180,7 +183,9 @@ def _load_waveform(
         min_samples=field,
         max_samples=None,
     )
-    return WaveformTeacher(model=model, infos=_infos(info, digests), device=device, normalize=normalize)
+    return WaveformTeacher(
+        model=model, infos=_infos(info, digests), device=device, normalize=normalize, compile=compile
+    )
 
 
 def _load_whisper(
@@ -193,6 +198,7 @@ def _load_whisper(
     dtype: str,
     window: WhisperWindow,
     normalize: bool | None,
+    compile: bool,
 ) -> Teacher:
     if normalize:
         raise ValueError(
@@ -235,7 +241,12 @@ def _load_whisper(
         mel_filters=extractor.mel_filters, n_fft=extractor.n_fft, hop_samples=extractor.hop_length
     )
     return WhisperTeacher(
-        model=model, infos=_infos(info, digests), device=device, log_mel=log_mel, window=window
+        model=model,
+        infos=_infos(info, digests),
+        device=device,
+        log_mel=log_mel,
+        window=window,
+        compile=compile,
     )
 
 

@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from mvqkd.pipeline.cluster.environment import local_environment, ray_temp_dir
 from mvqkd.pipeline.cluster.pool import Resources, Share
 from mvqkd.pipeline.cluster.progress_board import ProgressBoard
-from mvqkd.pipeline.run_config import ClusterConfig
+from mvqkd.pipeline.run_sections import ClusterConfig
 from mvqkd.pipeline.show.progress import say
 
 LOCAL_STARTS = 3

@@ -20,7 +20,7 @@ from mvqkd.pipeline.cluster.hand import Deadline, Hand
 from mvqkd.pipeline.cluster.metrics import DriverMetrics, Labels
 from mvqkd.pipeline.cluster.pool import Note, Outcome, Resources, Share, Watch, WorkerSettings
 from mvqkd.pipeline.errors import PoolError
-from mvqkd.pipeline.run_config import ClusterConfig
+from mvqkd.pipeline.run_sections import ClusterConfig
 
 if TYPE_CHECKING:
     from mvqkd.workers.distill.job import TrainJob

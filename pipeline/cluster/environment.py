@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mvqkd.pipeline.run_config import ClusterConfig
+from mvqkd.pipeline.run_sections import ClusterConfig
 
 LONGEST_SOCKET = 107 if sys.platform.startswith("linux") else 103
 """Bytes of a socket's path that the operating system takes."""

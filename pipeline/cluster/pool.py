@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from mvqkd.pipeline.cluster.environment import as_in_job
 from mvqkd.pipeline.errors import PoolError
-from mvqkd.pipeline.run_config import ClusterConfig
+from mvqkd.pipeline.run_sections import ClusterConfig
 
 if TYPE_CHECKING:
     from mvqkd.workers.distill.job import TrainJob

@@ -56,13 +56,11 @@ def _corpus_rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def _size_rows(table: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if table["bytes_per_hour"] is None:
         return  # an empty table
-    size = (
-        f"{_bytes(table['bytes_per_hour'])} ({table['bytes_per_index']:.3f} bytes per index, all columns in)"
-    )
+    size = f"{show_bytes(table['bytes_per_hour'])} ({table['bytes_per_index']:.3f} bytes per index, all columns in)"
     yield "Bytes per hour", size
     for dtype in ("float32", "float16"):
         embeddings, times = table[f"{dtype}_bytes_per_hour"], table[f"{dtype}_times_as_much"]
-        yield f"  {dtype} embeddings", f"{_bytes(embeddings)}, {times:.0f} times as much"
+        yield f"  {dtype} embeddings", f"{show_bytes(embeddings)}, {times:.0f} times as much"
 
 
 def _score(score: dict[str, Any]) -> str:
@@ -72,9 +70,10 @@ def _score(score: dict[str, Any]) -> str:
     return f"{score['wer']:.2%} of {score['words']} words (CER {score['cer']:.2%}), {of}{left_out}"
 
 
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
+def show_bytes(count: float) -> str:
+    """A number of bytes for people."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
             return f"{count:.2f} {unit}"
         count /= 1000
     raise AssertionError

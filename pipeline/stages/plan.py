@@ -1,6 +1,7 @@
 """The plan stage: the corpus cut into shards, and what extraction will make of it."""
 
 import math
+import os
 from typing import Any
 
 from mvqkd.models.teachers.errors import TeacherUnreachableError
@@ -12,11 +13,18 @@ from mvqkd.workers.planner import make_plan
 from mvqkd.workers.teacher import teacher_sample_rate_hz
 
 USUAL_RATE_HZ = 16_000  # of a teacher that cannot be asked
+MOST_PROCESSES = 8
 TEACHER_FRAME_RATE_HZ = 50.0  # of nearly every teacher that is known; the table's contract has the exact one
 
 
-def plan_stage(run: Run) -> dict[str, Any]:
-    """Plan the train and the test part from the corpus as it is now; returns what extraction will cost."""
+def plan_stage(run: Run, rate: float | None = None) -> dict[str, Any]:
+    """Plan the train and the test part from the corpus as it is now; returns what extraction will cost.
+
+    Args:
+        run: its corpus and its teacher.
+        rate: hours of audio that a worker does in an hour; by default `extract.hours_per_worker_hour`, or what
+            `mvqkd calibrate` found.
+    """
     plan = _plan_part(run, "train")
     summary = {
         "train_cuts": plan.num_cuts,
@@ -35,8 +43,37 @@ def plan_stage(run: Run) -> dict[str, Any]:
             "test_refused": test.num_refused,
             "test_text_dropped": test.num_text_dropped,
         }
+    summary |= _cost(run, plan.hours, rate)
     run.reports.write("plan", summary)
     return summary
+
+
+def _cost(run: Run, hours: float, rate: float | None) -> dict[str, Any]:
+    """Worker-hours, wall time and memory, as far as they are known."""
+    found = run.reports.read("calibrate")
+    if found and found["teacher"] != run.config.teacher.model_dump(mode="json"):
+        say("`mvqkd calibrate` measured another teacher, or other settings of it; run it again")
+        found = {}
+    config = run.config.extract
+    if rate is not None:
+        rate_from = "--rate"
+    elif config.hours_per_worker_hour is not None:
+        rate, rate_from = config.hours_per_worker_hour, "extract.hours_per_worker_hour"
+    elif found:
+        rate, rate_from = found["hours_per_worker_hour"], "mvqkd calibrate"
+    else:
+        rate_from = None
+    workers = found.get("workers") if config.actors == "auto" else config.actors
+    worker_hours = None if rate is None else hours / rate
+    return {
+        "hours_per_worker_hour": rate,
+        "rate_from": rate_from,
+        "worker_hours": worker_hours,
+        "workers": workers,
+        "wall_hours": None if worker_hours is None or workers is None else worker_hours / workers,
+        "worker_memory_bytes": found.get("peak_memory_bytes"),
+        "worker_device_bytes": found.get("peak_device_bytes"),
+    }
 
 
 def need_plan(run: Run, part: Part) -> Plan:
@@ -66,6 +103,11 @@ def _teacher_rate_hz(run: Run) -> int:
         return USUAL_RATE_HZ
 
 
+def _processes(run: Run) -> int:
+    """That parse a manifest: more than some are faster than what they parse can be written."""
+    return min(MOST_PROCESSES, run.config.cluster.num_cpus or os.cpu_count() or 1)
+
+
 def _plan_part(run: Run, part: Part) -> Plan:
     from mvqkd.workers.corpus.corpus import Corpus
 
@@ -73,7 +115,7 @@ def _plan_part(run: Run, part: Part) -> Plan:
     corpus = Corpus(config.corpus, sample_rate_hz=rate_hz, options=config.storage.options)
     with bar(f"plan {part}", total=math.inf, unit="cuts") as progress:
         plan = make_plan(
-            corpus.cuts(part),
+            corpus.planned(part, processes=_processes(run)),
             run.plan(part),
             shard_hours=config.extract.shard_hours,
             settings=config.corpus.plan_settings(part, sample_rate_hz=rate_hz),

@@ -12,10 +12,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import fuzz_corpus
+import fuzz_plan_lines
 import fuzz_run_file
 import fuzz_storage
 
-PARTS = {"corpus": fuzz_corpus, "run_file": fuzz_run_file, "storage": fuzz_storage}
+PARTS = {
+    "corpus": fuzz_corpus,
+    "plan_lines": fuzz_plan_lines,
+    "run_file": fuzz_run_file,
+    "storage": fuzz_storage,
+}
 
 
 def main() -> None:

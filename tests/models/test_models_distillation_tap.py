@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 import torch
-from models_fakes import TinyStudent, small_conformer
+from students_fakes import TinyStudent, small_conformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 

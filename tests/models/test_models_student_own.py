@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models_fakes import TinyStudent
+from students_fakes import TinyStudent
 from torch import nn
 
 from mvqkd.models.distillation.heads import CodesHead, EmbeddingHead

@@ -91,7 +91,7 @@ def test_a_batch_is_its_utterances_one_after_the_other(folders):
 
 
 @pytest.mark.parametrize("variant", [*VARIANTS, "whisper"])
-def test_nothing_between_audio_and_codes_asks_the_device(folders, monkeypatch, variant):
+def test_nothing_between_audio_and_codes_asks_the_device(folders, monkeypatch, variant, convolutions):
     """Tensors without numbers raise when the host asks for one, as where it would wait for CUDA."""
     teacher = copy.deepcopy(load_teacher(str(folders[variant]), layers=[1, 2]))
     meta = torch.device("meta")
@@ -125,3 +125,19 @@ def test_nothing_between_audio_and_codes_asks_the_device(folders, monkeypatch, v
 
 def no_search(cost_BM, cross_MM, num_codebooks, effort, start_BN):
     return torch.empty(len(cost_BM), num_codebooks, dtype=torch.int64, device=cost_BM.device)
+
+
+@pytest.mark.integration
+def test_compiled_layers_are_the_layers(folders):
+    """One graph for all layers and shapes."""
+    path = str(folders["hubert-large"])
+    plain, compiled = (load_teacher(path, layers=[1, 2], compile=each) for each in (False, True))
+    assert plain.info == compiled.info
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    for lengths in ((5_000, 719), (5_000, 16_000, 719), (9_000, 4_000, 8_000, 800)):
+        waveforms = make_waveforms(*lengths)
+        every = (teacher.encode_layers(waveforms, [1, 2]) for teacher in (plain, compiled))
+        for expected, found in zip(*([*first, *last] for first, last in every), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1

@@ -62,7 +62,7 @@ def test_plan_prints_json_as_its_last_line(tree: dict[str, Any], tmp_path: Path)
 
 def test_plan_for_people(tree: dict[str, Any], tmp_path: Path) -> None:
     result = invoke("plan", write_run_file(tree, tmp_path))
-    assert "train_cuts: 12" in result.stdout
+    assert "12 utterances" in result.stdout
 
 
 @pytest.mark.parametrize(

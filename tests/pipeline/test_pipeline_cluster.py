@@ -13,7 +13,7 @@ from ray_head import descendants
 from tiny import Done, copy_of, make_run
 
 from mvqkd.pipeline.cluster.connect import cluster
-from mvqkd.pipeline.run_config import ClusterConfig
+from mvqkd.pipeline.run_sections import ClusterConfig
 from mvqkd.pipeline.stages.extract import extract_stage
 from mvqkd.workers.extract import Extractor
 

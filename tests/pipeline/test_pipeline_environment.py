@@ -16,7 +16,7 @@ from mvqkd.pipeline.cluster.environment import (
     local_environment,
     ray_temp_dir,
 )
-from mvqkd.pipeline.run_config import ClusterConfig
+from mvqkd.pipeline.run_sections import ClusterConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LONG = "slurm.job.123456." + "x" * 60
@@ -164,7 +164,7 @@ def test_what_an_address_means_in_a_job(
 START = """
 import os, ray
 from mvqkd.pipeline.cluster.connect import cluster
-from mvqkd.pipeline.run_config import ClusterConfig
+from mvqkd.pipeline.run_sections import ClusterConfig
 with cluster(ClusterConfig(num_cpus=1)):
     print("WORKS IN", ray.get(ray.remote(lambda: os.getcwd()).remote()))
 """

@@ -38,7 +38,7 @@ def test_durations(tmp_path: Path) -> None:
     assert isinstance(short, Refused) and "lasts 0.050 s, less than corpus.min_duration_s 0.1" in short.reason
     assert isinstance(good, MonoCut)
     assert isinstance(long, Refused) and long.cut_id == "u002"
-    assert "more than corpus.max_duration_s 1; cut it into windows" in long.reason
+    assert "more than corpus.max_duration_s 1, and has a text, which nobody can split" in long.reason
     assert isinstance(nothing, Refused) and "lasts 0.000 s" in nothing.reason
 
 

@@ -138,7 +138,7 @@ def test_shards_keep_the_names_of_version_1(tmp_path: Path, moved: bool) -> None
     if moved:
         root = Path(shutil.move(root, tmp_path / "there"))
     plan = plan_at(root, tmp_path / "plan", reuse=moved)
-    assert plan.version == 2 and [shard.digest for shard in plan.shards] == digests
+    assert plan.version == 3 and [shard.digest for shard in plan.shards] == digests
     assert all(shard.content != shard.digest for shard in plan.shards)
     assert loaded(plan, root) == [8000, 6400, 4800, 9600, 3556]
     # And from then on.
@@ -163,7 +163,7 @@ def test_the_same_cuts_in_a_new_plan_folder_have_the_same_names(tmp_path: Path) 
         (b"[]", "plan.json: not a plan"),
         (b"\xff\xfe", "plan.json: not a plan"),
         (b'{"version": 2, "settings": {}, "shards": [{"position": 1}]}', "plan.json: not a plan"),
-        (b'{"version": 99}', "plan.json: of version 99, this program reads up to 2"),
+        (b'{"version": 99}', "plan.json: of version 99, this program reads up to 3"),
     ],
 )
 def test_a_damaged_plan_is_an_error_until_it_is_made_again(

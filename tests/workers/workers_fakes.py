@@ -176,18 +176,19 @@ def make_quantizer(*, num_codebooks: int = 2) -> Quantizer:
     return Quantizer(DIM, 16, num_codebooks)
 
 
-def make_contract(*, num_codebooks: int = 2) -> TableContract:
+def make_contract(*, num_codebooks: int = 2, layer: int = 1, search: str = "full") -> TableContract:
     info = FakeTeacher().info
     return TableContract(
         teacher_fingerprint=info.fingerprint,
         teacher_name=info.name,
-        layer=info.layer,
+        layer=layer,
         quantizer_id="abcdef01",
         num_codebooks=num_codebooks,
         codebook_size=16,
         frame_rate_hz=info.frame_rate_hz,
         frame_offset_s=info.frame_offset_s,
         sample_rate_hz=info.sample_rate_hz,
+        search=search,
     )
 
 

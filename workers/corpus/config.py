@@ -6,6 +6,9 @@ from pydantic import Field, model_validator
 
 from mvqkd.workers.section import PathText, Section
 
+LEAST_KEPT_S = 2.0
+"""Of a window, between its overlaps."""
+
 
 class CorpusConfig(Section):
     """Where the audio and the transcripts are.
@@ -15,6 +18,10 @@ class CorpusConfig(Section):
     `shar`: `train` and `test` are Lhotse Shar folders. Paths may be local or `s3://`, and `~` is the home
     folder; relative ones, those of the audio inside a manifest too, are under `root`. `channel` chooses one
     channel of audio that has several. `allow_upsampling` accepts audio below the teacher's sampling rate.
+
+    `window_s`: audio without text that is longer than `max_duration_s` is cut into windows, of which the teacher hears
+    at most so much, `window_overlap_s` on each side as context only. Manifests of recordings, and folders without
+    transcripts, are taken too then.
     """
 
     format: Literal["folder", "cuts", "shar"] = "folder"
@@ -23,6 +30,8 @@ class CorpusConfig(Section):
     test: PathText | None = "test"
     min_duration_s: Annotated[float, Field(gt=0)] = 0.1
     max_duration_s: Annotated[float, Field(gt=0)] = 30.0
+    window_s: Annotated[float, Field(gt=0)] | None = None
+    window_overlap_s: Annotated[float, Field(ge=0.2)] = 2.0
     channel: Annotated[int, Field(ge=0)] | None = None
     allow_upsampling: bool = False
 
@@ -32,10 +41,26 @@ class CorpusConfig(Section):
             raise ValueError("format 'folder' needs corpus.root, the folder that holds transcripts.tsv")
         if self.min_duration_s >= self.max_duration_s:
             raise ValueError("min_duration_s must be below max_duration_s")
+        if self.window_s is not None:
+            self._check_windows(self.window_s)
         return self
+
+    def _check_windows(self, window_s: float) -> None:
+        if window_s > self.max_duration_s:
+            raise ValueError(
+                f"window_s {window_s:g} is more than max_duration_s {self.max_duration_s:g}, and the teacher hears a "
+                "window whole: lower the first or raise the second"
+            )
+        if window_s - 2 * self.window_overlap_s < LEAST_KEPT_S:
+            raise ValueError(
+                f"window_s {window_s:g} leaves less than {LEAST_KEPT_S:g} s between two times window_overlap_s "
+                f"{self.window_overlap_s:g}: raise the first or lower the second"
+            )
 
     def plan_settings(self, part: Literal["train", "test"], *, sample_rate_hz: int) -> dict[str, object]:
         """What a plan of a part depends on besides the corpus itself. Where the corpus lies is not what it is."""
         other = "test" if part == "train" else "train"
-        corpus = self.model_dump(exclude={other, "root"})
+        # Plans from before there were windows hold no such settings, and are compared with these.
+        windows = set() if self.window_s else {"window_s", "window_overlap_s"}
+        corpus = self.model_dump(exclude={other, "root", *windows})
         return {"corpus": corpus, "part": part, "sample_rate_hz": sample_rate_hz}

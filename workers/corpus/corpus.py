@@ -12,12 +12,14 @@ from lhotse.cut import Cut
 from mvqkd.workers.corpus.config import CorpusConfig
 from mvqkd.workers.corpus.files import CorpusError
 from mvqkd.workers.corpus.folder import read_folder
+from mvqkd.workers.corpus.lines import CutLines, planned_lines
 from mvqkd.workers.corpus.manifest import read_manifest
 from mvqkd.workers.corpus.paths import full_root, under_root
 from mvqkd.workers.corpus.shar import read_shar
 from mvqkd.workers.corpus.sources import with_full_sources
 from mvqkd.workers.corpus.transforms import transforms_problem
-from mvqkd.workers.cuts import Refused, clipped
+from mvqkd.workers.cuts import Planned, Refused, clipped, has_text, planned
+from mvqkd.workers.windows import windows_of
 
 TEACHER_FRAME_SHIFT_S = 0.02
 """Of every teacher that is known; a cut may reach beyond its recording by so much at most."""
@@ -61,37 +63,79 @@ class Corpus:
         empty = True
         for cut in self._read(name):
             empty = False
-            yield cut if isinstance(cut, Refused) else self._check(cut)
+            if isinstance(cut, Refused):
+                yield cut
+            else:
+                yield from self.check(cut)
         if empty:
-            raise CorpusError(
-                f"corpus.{part}: nothing found in {name!r} (corpus.root {self.config.root!r}); check both"
-            )
+            raise self._nothing_found(part)
+
+    def _nothing_found(self, part: str) -> CorpusError:
+        name = getattr(self.config, part)
+        return CorpusError(
+            f"corpus.{part}: nothing found in {name!r} (corpus.root {self.config.root!r}); check both"
+        )
+
+    def planned(self, part: Literal["train", "test"], *, processes: int = 1) -> Iterator[Planned | Refused]:
+        """As `cuts`, each as a plan keeps it; the same whatever the number of processes.
+
+        Args:
+            part: of the corpus.
+            processes: how many parse a large manifest; other corpora are read in this one.
+
+        Raises:
+            As `cuts`; CorpusError also where a process is ended from outside.
+        """
+        name = getattr(self.config, part)
+        if self.config.format != "cuts" or name is None:
+            for cut in self.cuts(part):
+                yield cut if isinstance(cut, Refused) else planned(cut, root=self.root)
+            return
+        url = under_root(name, self.root)
+        empty = True
+        lines = CutLines(
+            self.config,
+            sample_rate_hz=self.sample_rate_hz,
+            frame_shift_s=self.frame_shift_s,
+            root=self.root,
+        )
+        for entry in planned_lines(url, self._options, lines, processes=processes):
+            empty = False
+            yield entry
+        if empty:
+            raise self._nothing_found(part)
 
     def _read(self, name: str) -> Iterator[Cut | Refused]:
         if self.config.format == "folder":
             assert self.root is not None, "the configuration has checked it"
-            return read_folder(self.root, name, self._options)
-        read = read_manifest if self.config.format == "cuts" else read_shar
-        return read(under_root(name, self.root), self._options)
+            return read_folder(self.root, name, self._options, bare=self.config.window_s is not None)
+        url = under_root(name, self.root)
+        if self.config.format == "shar":
+            return read_shar(url, self._options)
+        return read_manifest(url, self._options, recordings=self.config.window_s is not None)
 
-    def _check(self, cut: Cut) -> MonoCut | Refused:
+    def check(self, cut: Cut) -> list[MonoCut | Refused]:
+        """The cut with full paths and of one channel, its windows, or the reason why it cannot be used."""
         if isinstance(cut, MultiCut):
             cut = self._one_channel(cut)
             if isinstance(cut, Refused):
-                return cut
+                return [cut]
         if not cut.has_recording:
-            return _refuse(
-                cut, "has no recording; the manifest must name its audio, features alone do not do"
-            )
+            return [
+                _refuse(cut, "has no recording; the manifest must name its audio, features alone do not do")
+            ]
         problem = self._recording_problem(cut) or self._end_problem(cut)
         if problem is not None:
-            return _refuse(cut, problem)
+            return [_refuse(cut, problem)]
         cut = clipped(cut)
         problem = self._duration_problem(cut)
         if problem is not None:
-            return _refuse(cut, problem)
+            return [_refuse(cut, problem)]
         cut.recording = with_full_sources(cut.recording, self.root)
-        return cut
+        if cut.duration <= self.config.max_duration_s:
+            return [cut]
+        assert self.config.window_s is not None, "else it was refused"
+        return [*windows_of(cut, window_s=self.config.window_s, overlap_s=self.config.window_overlap_s)]
 
     def _one_channel(self, cut: MultiCut) -> MonoCut | Refused:
         have = list(cut.channel) if isinstance(cut.channel, list) else [cut.channel]
@@ -130,11 +174,16 @@ class Corpus:
                 f"lasts {cut.duration:.3f} s, less than corpus.min_duration_s {config.min_duration_s:g}; "
                 "remove it or lower the limit"
             )
-        if cut.duration > config.max_duration_s:
+        if cut.duration <= config.max_duration_s:
+            return None
+        too_long = f"lasts {cut.duration:.2f} s, more than corpus.max_duration_s {config.max_duration_s:g}"
+        if has_text(cut):
             return (
-                f"lasts {cut.duration:.2f} s, more than corpus.max_duration_s {config.max_duration_s:g}; "
-                "cut it into windows (lhotse cut trim-to-supervisions) or raise the limit"
+                f"{too_long}, and has a text, which nobody can split; cut it at the ends of supervisions (lhotse cut "
+                "trim-to-supervisions) or raise the limit"
             )
+        if config.window_s is None:
+            return f"{too_long}; set corpus.window_s to use it in windows, or raise the limit"
         return None
 
     def _recording_problem(self, cut: MonoCut) -> str | None:

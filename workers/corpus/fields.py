@@ -12,7 +12,8 @@ from mvqkd.workers.corpus.refusals import FieldError
 NUM_SAMPLES_TOLERANCE_S = 0.025
 """Between a recording's duration and its number of samples: manifests round durations."""
 
-_MAX_DEPTH = 50
+MAX_DEPTH = 50
+"""Of nested JSON in a line."""
 _SOURCE_TYPES = ("file", "url", "command")
 
 
@@ -78,7 +79,7 @@ def check_text(line: str, data: Any) -> None:
         line: as it stands in a UTF-8 file.
         data: what JSON makes of it.
     """
-    if line.count("{") + line.count("[") > _MAX_DEPTH:
+    if line.count("{") + line.count("[") > MAX_DEPTH:
         _check_nesting(data)
     # Without such an escape no character of a UTF-8 file is half of a surrogate pair.
     if "\\ud" in line or "\\uD" in line:
@@ -159,8 +160,8 @@ def _check_nesting(data: Any) -> None:
     level, depth = [data], 0
     while level:
         depth += 1
-        if depth > _MAX_DEPTH:
-            raise FieldError("the cut", data.get("id"), f"nested at most {_MAX_DEPTH} levels deep")
+        if depth > MAX_DEPTH:
+            raise FieldError("the cut", data.get("id"), f"nested at most {MAX_DEPTH} levels deep")
         level = [
             inner
             for value in level

@@ -115,9 +115,12 @@ def read_lines(url: str, options: Mapping[str, Any]) -> Iterator[tuple[int, str]
             for number, line in enumerate(io.TextIOWrapper(packed, encoding="utf-8-sig"), start=1):
                 yield number, line
         except (OSError, EOFError, zlib.error, UnicodeDecodeError, StorageError) as error:
-            raise CorpusError(
-                f"{url}:{number + 1}: cannot be read ({error}); the file is damaged, write it again"
-            ) from error
+            raise damaged(url, number + 1, error) from error
+
+
+def damaged(url: str, line: int, error: BaseException) -> CorpusError:
+    """What to raise for a file that cannot be read from a line on."""
+    return CorpusError(f"{url}:{line}: cannot be read ({error}); the file is damaged, write it again")
 
 
 def full_path(url: str) -> str:

@@ -34,26 +34,36 @@ AUDIO_EXTENSIONS = tuple(
 """Of the files that libsndfile decodes, in small letters."""
 FOREIGN_EXTENSIONS = (".m4a", ".mp4", ".aac", ".wma", ".amr", ".webm", ".mka", ".3gp")
 """Of audio that it does not decode."""
+_EXTENSIONS_SEEN = frozenset((*AUDIO_EXTENSIONS, *FOREIGN_EXTENSIONS))
 
 _NAMES_KEPT = 5_000_000  # of listings, 10 bytes each
 
 _NO_FOLDER = (errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
-Row = tuple[str, str, str]
+Row = tuple[str, str, str | None]
 
 
-def read_folder(root: str, split: str, options: Mapping[str, Any]) -> Iterator[Cut | Refused]:
+def read_folder(
+    root: str, split: str, options: Mapping[str, Any], *, bare: bool = False
+) -> Iterator[Cut | Refused]:
     """The utterances of a split in the order of `transcripts.tsv`, and a refusal for each that cannot be used.
+
+    Args:
+        root: of the corpus.
+        split: which of its utterances.
+        options: of the storage section.
+        bare: where there is no `transcripts.tsv`, take the files of `audio/<split>` as they are, by name.
 
     Raises:
         CorpusError: the TSV is missing, damaged or of another kind, or has no such split.
         StorageError, OSError: the store broke off.
     """
     files = AudioFolder(f"{root}/audio/{split}", options)
-    rows = (
-        row if isinstance(row, Refused) else (row, files.find(row[0]))
-        for row in _read_transcripts(f"{root}/transcripts.tsv", split, options)
-    )
+    if bare and not open_location(root, options=files.options).exists("transcripts.tsv"):
+        found: Iterable[Row | Refused] = files.rows()
+    else:
+        found = _read_transcripts(f"{root}/transcripts.tsv", split, options)
+    rows = (row if isinstance(row, Refused) else (row, files.find(row[0])) for row in found)
 
     def cut_of(row: Refused | tuple[Row, list[str]]) -> Cut | Refused:
         return row if isinstance(row, Refused) else _cut_of_files(row[0], row[1], files, options)
@@ -113,7 +123,8 @@ class AudioFolder:
 
     def __init__(self, folder: str, options: Mapping[str, Any]) -> None:
         self.folder = folder
-        self._location = open_location(folder, options=options if folder.startswith("s3://") else {})
+        self.options = options if folder.startswith("s3://") else {}
+        self._location = open_location(folder, options=self.options)
         self._listings: OrderedDict[str, tuple[np.ndarray, np.ndarray]] = OrderedDict()
         self._suffixes: dict[str, int] = {}  # as the files have them
 
@@ -132,6 +143,23 @@ class AudioFolder:
             paths = [path for path in paths if self._location.exists(path)]
         return [f"{self.folder}/{path}" for path in sorted(paths)]
 
+    def rows(self) -> Iterator[Row]:
+        """An utterance without speaker and text for each audio file that lies directly in the folder, by name.
+
+        Raises:
+            CorpusError: there is none.
+        """
+        stems = dict.fromkeys(
+            name.rpartition(".")[0]
+            for name in self._location.list()
+            if _extension_of(name) in _EXTENSIONS_SEEN
+        )
+        if not stems:
+            raise CorpusError(
+                f"{self.folder}: no audio files, and no transcripts.tsv; see corpus.root and corpus.train"
+            )
+        return ((stem, "", None) for stem in stems)
+
     def _names(self, folder: str) -> Iterable[str]:
         try:
             return self._location.list(folder)
@@ -149,7 +177,7 @@ class AudioFolder:
         hashes, suffixes = [], []
         for name in self._names(folder):
             stem, dot, extension = name.rpartition(".")
-            if f".{extension.lower()}" in (*AUDIO_EXTENSIONS, *FOREIGN_EXTENSIONS):
+            if _extension_of(name) in _EXTENSIONS_SEEN:
                 hashes.append(hash(stem))
                 suffixes.append(self._suffixes.setdefault(dot + extension, len(self._suffixes)))
         hashes_array = np.array(hashes, dtype=np.int64)
@@ -158,6 +186,10 @@ class AudioFolder:
         while len(self._listings) > 1 and sum(len(h) for h, _ in self._listings.values()) > _NAMES_KEPT:
             self._listings.popitem(last=False)
         return self._listings[folder]
+
+
+def _extension_of(name: str) -> str:
+    return f".{name.rpartition('.')[2].lower()}"
 
 
 def _cut_of_files(
@@ -186,6 +218,9 @@ def _cut_of_files(
         duration=info.frames / info.samplerate,
     )
     cut = recording.to_cut()
+    cut.id = utterance
+    if text is None:
+        return cut
     supervision = SupervisionSegment(
         id=utterance,
         recording_id=utterance,
@@ -195,7 +230,7 @@ def _cut_of_files(
         text=text,
         speaker=speaker or None,
     )
-    cut.id, cut.supervisions = utterance, [supervision]
+    cut.supervisions = [supervision]
     return cut
 
 

@@ -7,9 +7,9 @@ from typing import Any
 from lhotse import Recording
 from lhotse.cut import Cut, MonoCut, MultiCut
 
-from mvqkd.workers.corpus.fields import check_cut, check_text
-from mvqkd.workers.corpus.files import read_lines
-from mvqkd.workers.corpus.refusals import BadLine, FieldError, shown, without_bad_lines
+from mvqkd.workers.corpus.blocks import read_blocks
+from mvqkd.workers.corpus.fields import check_cut, check_recording, check_text
+from mvqkd.workers.corpus.refusals import BadLine, FieldError, Item, shown, without_bad_lines
 from mvqkd.workers.cuts import Refused, cut_from_json, cut_to_json
 
 CUT_TYPES = ("MonoCut", "Cut", "MultiCut")  # "Cut" is what Lhotse called a MonoCut before 0.8
@@ -17,21 +17,37 @@ OTHER_CUT_TYPES = ("MixedCut", "PaddingCut")
 _WRITE_AGAIN = "write the manifest again"
 
 
-def read_manifest(path: str, options: Mapping[str, Any]) -> Iterator[Cut | Refused]:
+def read_manifest(
+    path: str, options: Mapping[str, Any], *, recordings: bool = False
+) -> Iterator[Cut | Refused]:
     """The cuts of a manifest in order, and a refusal for each line that holds none that can be used.
+
+    Args:
+        path: of the file, local or `s3://`.
+        options: of the storage section.
+        recordings: take recordings too, each as a cut of all of it.
 
     Raises:
         CorpusError: the file is missing or damaged, or most of its first lines are no cuts.
     """
     lines = (
-        cut_of_line(line, f"{path}:{number}") for number, line in read_lines(path, options) if line.strip()
+        cut_of_line(line, f"{path}:{number}", recordings=recordings)
+        for block in read_blocks(path, options)
+        for number, line in block.lines()
     )
+    return only_cuts(lines)
+
+
+def only_cuts(lines: Iterator[Item | BadLine]) -> Iterator[Item | Refused]:
+    """What the lines of a manifest hold, see `without_bad_lines`."""
     return without_bad_lines(lines, wanted="cuts", remedy=f"give a manifest of cuts, or {_WRITE_AGAIN}")
 
 
-def cut_of_line(line: str, where: str) -> Cut | Refused | BadLine:
-    """The cut of one line of a manifest."""
+def cut_of_line(line: str, where: str, *, recordings: bool = False) -> Cut | Refused | BadLine:
+    """The cut of one line of a manifest; `recordings` as of `read_manifest`."""
     data = object_of_line(line, where)
+    if recordings and isinstance(data, dict) and "type" not in data and "sources" in data:
+        data = _cut_of_recording(data, where)
     return cut_of_object(data, where) if isinstance(data, dict) else data
 
 
@@ -62,6 +78,8 @@ def cut_of_object(data: dict[str, Any], where: str) -> Cut | Refused | BadLine:
     if kind not in CUT_TYPES:
         found = "Recording" if "sources" in data else "SupervisionSegment" if "recording_id" in data else ""
         problem = f"a {found}, not a Lhotse cut" if found else f"not a Lhotse cut (type {shown(kind)})"
+        if found == "Recording":
+            problem += " (with corpus.window_s set, recordings are taken too)"
         return BadLine(where=where, problem=problem)
     missing = [name for name in ("id", "start", "duration") if name not in data]
     if missing:
@@ -71,6 +89,24 @@ def cut_of_object(data: dict[str, Any], where: str) -> Cut | Refused | BadLine:
     except FieldError as error:
         return _refused(data, where, str(error))
     return _deserialized(data, where)
+
+
+def _cut_of_recording(recording: dict[str, Any], where: str) -> dict[str, Any] | Refused:
+    """A cut of a whole recording, as JSON."""
+    try:
+        check_recording(recording)
+    except FieldError as error:
+        return _refused(recording, where, str(error))
+    channels = sorted(channel for source in recording["sources"] for channel in source["channels"])
+    one = len(channels) == 1
+    return {
+        "id": recording["id"],
+        "start": 0.0,
+        "duration": recording["duration"],
+        "channel": channels[0] if one else channels,
+        "recording": recording,
+        "type": "MonoCut" if one else "MultiCut",
+    }
 
 
 def _deserialized(data: dict[str, Any], where: str) -> Cut | Refused:

@@ -1,0 +1,122 @@
+"""One actor's worker beside the bare teacher on a device, with a well-known teacher's shape and random weights.
+
+    python -m benchmarks.extraction.on_device --audio FOLDER [--shape hubert-xlarge] [--dtype bfloat16] [--device cuda]
+
+FOLDER holds FLAC files of real speech at 16 kHz; they are taken again and again, up to `--hours`. Needs no run, no Ray
+and no weights. Random weights cost as much as others; the quantizer's are random too. The last line is a dictionary.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from benchmarks.extraction.engine import RATE, write_speech
+from benchmarks.extraction.ours import run_worker
+from benchmarks.teacher.shapes import SHAPES, random_teacher
+from mvqkd.models.quantizer import Quantizer
+from mvqkd.storage.contract import TableContract
+from mvqkd.storage.location import open_location
+from mvqkd.storage.table import IndexTable
+from mvqkd.workers.audio import AudioLoader
+from mvqkd.workers.decode_ahead import length_sorted_batches
+from mvqkd.workers.embed import Embedder
+from mvqkd.workers.extract import Extractor
+from mvqkd.workers.shard import read_shard_cuts, write_shard_cuts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.extraction.on_device", description=__doc__)
+    parser.add_argument("--audio", type=Path, required=True)
+    parser.add_argument("--shape", choices=list(SHAPES), default="hubert-xlarge")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--hours", type=float, default=6.0)
+    parser.add_argument("--shard-hours", type=float, default=1.0)
+    parser.add_argument("--utterance-s", type=float, default=12.0)
+    parser.add_argument("--batch-seconds", type=float, default=240.0)
+    parser.add_argument("--decode-threads", type=int, default=6)
+    parser.add_argument("--search", default="fast")
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--switch-interval", type=float, help="of Python's threads, in seconds")
+    with tempfile.TemporaryDirectory() as folder:
+        print(json.dumps(measure(parser.parse_args(), Path(folder))))
+
+
+def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, object]:
+    """Pairs of the bare teacher and the worker, in turn; the first is a warm-up."""
+    teacher = random_teacher(
+        SHAPES[arguments.shape], torch.device(arguments.device), arguments.dtype, compile=False
+    )
+    if arguments.switch_interval:
+        sys.setswitchinterval(arguments.switch_interval)
+    info = teacher.info
+    torch.manual_seed(0)
+    quantizer = Quantizer(info.dim, 256, 8).to(arguments.device)
+    contract = TableContract(
+        teacher_fingerprint=info.fingerprint,
+        teacher_name=info.name,
+        layer=info.layer,
+        quantizer_id="00000000",
+        num_codebooks=8,
+        codebook_size=256,
+        frame_rate_hz=info.frame_rate_hz,
+        frame_offset_s=info.frame_offset_s,
+        sample_rate_hz=RATE,
+        search=arguments.search,
+    )
+    sources = sorted(arguments.audio.rglob("*.flac"))
+    cuts = write_speech(folder / "audio", sources, hours=arguments.hours, utterance_s=arguments.utterance_s)
+    plan, each = (
+        open_location(str(folder / "plan")),
+        max(1, int(arguments.shard_hours * 3600 / arguments.utterance_s)),
+    )
+    firsts = range(0, len(cuts), each)
+    shards = [write_shard_cuts(plan, n, cuts[first : first + each]) for n, first in enumerate(firsts)]
+    loader = AudioLoader(RATE)
+    embedder = Embedder(
+        teacher, loader, batch_seconds=arguments.batch_seconds, decode_threads=arguments.decode_threads
+    )
+    batches = []
+    for shard in shards:
+        own = list(read_shard_cuts(plan, shard))
+        lengths = [cut.duration for cut in own]
+        for batch in length_sorted_batches(own, lengths, batch_seconds=arguments.batch_seconds):
+            batches.append([loader(cut) for cut in batch])
+    seconds = []
+    meters: dict[str, float] = {}
+    for number in range(arguments.pairs + 1):
+        began = time.perf_counter()
+        for batch in batches:
+            teacher.embed_batch(batch)
+        if arguments.device == "cuda":
+            torch.cuda.synchronize()
+        alone_s = time.perf_counter() - began
+        table = IndexTable.create(open_location(str(folder / f"table-{number}")), contract)
+        extractor = Extractor(embedder=embedder, tables=[(table, quantizer)], plan=plan)
+        actor_s = run_worker(extractor, shards)
+        meters = extractor.meters.read()
+        if number:
+            seconds.append((alone_s, actor_s))
+    hours = sum(cut.duration for cut in cuts) / 3600
+    return {
+        "device": torch.cuda.get_device_name() if arguments.device == "cuda" else "cpu",
+        "shape": arguments.shape,
+        "dtype": arguments.dtype,
+        "bare_teacher_hours_per_hour": hours * 3600 / median(alone for alone, _ in seconds),
+        "actor_hours_per_hour": hours * 3600 / median(actor for _, actor in seconds),
+        "actor_to_bare_teacher": median(alone / actor for alone, actor in seconds),
+        "all": [round(alone / actor, 3) for alone, actor in seconds],
+        "share_teacher": meters["teacher_busy_s"] / meters["running_s"],
+        "share_quantizer": meters["quantizer_busy_s"] / meters["running_s"],
+        "share_waiting_for_audio": meters["waited_s"] / meters["running_s"],
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The speed of teachers alone; `python -m benchmarks.teacher --help`."""
