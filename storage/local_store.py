@@ -1,5 +1,6 @@
 """Objects in a local folder, with the commit rule of an object store: whole or not there at all."""
 
+import builtins
 import errno
 import io
 import os
@@ -96,18 +97,28 @@ class LocalStore:
         """The objects directly in the folder by name; empty when there is none."""
         found: dict[str, Entry] = {}
         with _translated(path):
-            try:
-                entries = list(os.scandir(path))
-            except FileNotFoundError:
-                return found
-            for entry in entries:
+            for entry in self._scan(path):
                 try:
                     status = entry.stat()
                 except FileNotFoundError:
-                    continue  # another process removed it after the listing, or it is a link to nothing
-                if stat.S_ISREG(status.st_mode) and not entry.name.endswith(_TEMP_SUFFIX):
-                    found[entry.name] = Entry(status.st_size, status.st_mtime)
+                    continue  # another process removed it after the listing
+                found[entry.name] = Entry(status.st_size, status.st_mtime)
         return dict(sorted(found.items()))
+
+    def names(self, path: str) -> "builtins.list[str]":
+        """The names alone, sorted; of many objects in a fraction of the time, since none is looked at."""
+        with _translated(path):
+            return sorted(entry.name for entry in self._scan(path))
+
+    def _scan(self, path: str) -> Iterator["os.DirEntry[str]"]:
+        try:
+            entries = os.scandir(path)
+        except FileNotFoundError:
+            return
+        with entries:
+            for entry in entries:
+                if not entry.name.endswith(_TEMP_SUFFIX) and entry.is_file():
+                    yield entry
 
     def remove(self, path: str) -> None:
         """Delete the object; nothing happens when it is not there."""

@@ -1,5 +1,6 @@
 """Where objects live: one small interface over a local folder and an S3 prefix."""
 
+import builtins
 import io
 import os
 import re
@@ -141,7 +142,14 @@ class Location:
 
     def entries(self, path: str = "") -> dict[str, Entry]:
         """As `list`, with the times of the last writes too; the same requests."""
-        return self._store.list(self.full_path(path) if path else self.base_path.rstrip("/") or "/")
+        return self._store.list(self._folder(path))
+
+    def names(self, path: str = "") -> "builtins.list[str]":
+        """The keys of `list` alone; locally in a fraction of its time."""
+        return self._store.names(self._folder(path))
+
+    def _folder(self, path: str) -> str:
+        return self.full_path(path) if path else self.base_path.rstrip("/") or "/"
 
     def remove(self, path: str) -> None:
         """Delete the object; nothing happens when it is not there."""

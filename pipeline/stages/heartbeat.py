@@ -50,6 +50,7 @@ class Heartbeat:
     every_s: float = BEAT_EVERY_S
     _left: dict[int, float] = field(init=False)  # hours of the shards that are not through, by position
     _num_failed: int = field(default=0, init=False)
+    _last_commit: float | None = field(default=None, init=False)
     _in_hand: dict[int, Note] = field(default_factory=dict, init=False)
     _samples: deque[tuple[float, float]] = field(default_factory=deque, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
@@ -92,6 +93,7 @@ class Heartbeat:
             else:
                 self.shards_done += 1
                 self.hours_done += hours
+                self._last_commit = time.time()
 
     def _told(self) -> list[dict[str, Any]]:
         return [
@@ -109,6 +111,7 @@ class Heartbeat:
         now = time.time()
         with self._lock:
             done, failed, hours_done = self.shards_done, self._num_failed, self.hours_done
+            last_commit = self._last_commit
             in_hand = self._told() if state == "working" else []
         self._samples.append((now, hours_done + sum(one["hours"] for one in in_hand)))
         while now - self._samples[0][0] > RATE_WINDOW_S:
@@ -128,6 +131,7 @@ class Heartbeat:
             "shards_failed": failed,
             "hours": self.plan.hours,
             "hours_done": hours_done,
+            "last_commit": last_commit,
             "in_hand": in_hand,
             "samples": list(self._samples),
         }

@@ -3,7 +3,7 @@ driver's last sign of life. No cluster is asked, so this works from anywhere and
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,6 @@ from mvqkd.pipeline.errors import StageError
 from mvqkd.pipeline.run_folder import Run
 from mvqkd.pipeline.stages.heartbeat import PROGRESS, RATE_WINDOW_S
 from mvqkd.storage.artifacts import read_json
-from mvqkd.storage.entry import Entry
 from mvqkd.storage.errors import ArtifactError, ObjectMissingError
 from mvqkd.workers.plan import read_plan
 
@@ -37,22 +36,26 @@ def run_status(run: Run, *, now: float | None = None) -> dict[str, Any]:
         raise StageError(f"{run.plan('train').full_url('plan.json')}: no plan; `mvqkd plan` makes it")
     planned, hours = len(plan.shards), plan.hours
     table = run.table
-    commits = _shards(table.entries())
-    failed = sorted(set(_shards(table.entries(FAILURES))) - set(commits))
     beat = _read_beat(run, table.url)
+    heard = beat is not None and beat.is_heard(now)
+    # Of a driver that is heard, nobody has to ask the files; each of them is looked at for its time.
+    entries = {} if heard else table.entries()
+    written = {name: entries[f"{name}{SHARD_SUFFIX}"].modified for name in _shards(entries)}
+    committed = set(_shards(table.names())) if heard else set(written)
+    failed = sorted(set(_shards(table.names(FAILURES))) - committed)
     mean = hours / planned if planned else 0.0
-    done = len(commits)
+    done = len(committed)
     # The driver knows the hours of the shards that it has seen; of those since, the mean is a good guess.
     told = (beat.hours_done + mean * (done - beat.shards_done)) if beat else mean * done
     hours_done = hours if done >= planned else min(told, hours)
-    heard = beat is not None and beat.is_heard(now)
     in_hand = beat.in_hand if beat is not None and heard else []
     # Shards that failed and whose driver runs may be in its hand again.
     left = max(0, planned - done - len(failed))
     hours_left = max(0.0, hours - hours_done - mean * len(failed) - sum(one["hours"] for one in in_hand))
     rate = beat.rate() if beat is not None and heard else None
     rate_of = "driver" if rate is not None else "commits"
-    rate = _rate_of(commits, mean, now) if rate is None else rate
+    rate = _rate_of(written, mean, now) if rate is None else rate
+    last_commit = beat.last_commit if beat is not None and heard else max(written.values(), default=None)
     seconds_left = hours_left / rate * 3600 if heard and rate and left else None
     return {
         "state": _state(beat, heard, left, done),
@@ -69,7 +72,7 @@ def run_status(run: Run, *, now: float | None = None) -> dict[str, Any]:
         "rate_from": rate_of,
         "seconds_left": seconds_left,
         "ends_at": now + seconds_left if seconds_left is not None else None,
-        "last_commit_age_s": now - max(commits.values()) if commits else None,
+        "last_commit_age_s": now - last_commit if last_commit is not None else None,
         "driver": beat.to_dict(now) if beat is not None else None,
         "workers": in_hand,
         "failed_shards": failed[:MOST_NAMED],
@@ -89,6 +92,11 @@ class _Beat:
     @property
     def hours_done(self) -> float:
         return float(self.content["hours_done"])
+
+    @property
+    def last_commit(self) -> float | None:
+        """When the driver saw the last one."""
+        return self.content["last_commit"]
 
     @property
     def in_hand(self) -> list[dict[str, Any]]:
@@ -124,19 +132,25 @@ def _read_beat(run: Run, table: str) -> _Beat | None:
         beat = _Beat(content=content)
         if content["table"] != table:
             return None  # of the extraction into another table
-        beat.to_dict(0.0), beat.rate(), beat.is_heard(0.0), beat.hours_done, beat.shards_done
+        (
+            beat.to_dict(0.0),
+            beat.rate(),
+            beat.is_heard(0.0),
+            beat.hours_done,
+            beat.shards_done,
+            beat.last_commit,
+        )
         return beat
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise ArtifactError(f"{where}: not a sign of life of this version ({error!r}); delete it") from error
 
 
-def _shards(entries: Mapping[str, Entry]) -> dict[str, float]:
-    """Names of shards, and when they were committed."""
-    return {
-        name.removesuffix(SHARD_SUFFIX): entry.modified
-        for name, entry in entries.items()
+def _shards(names: Iterable[str]) -> list[str]:
+    return [
+        name.removesuffix(SHARD_SUFFIX)
+        for name in names
         if name.endswith(SHARD_SUFFIX) and name[0] not in "._"
-    }
+    ]
 
 
 def _rate_of(commits: Mapping[str, float], mean: float, now: float) -> float | None:
