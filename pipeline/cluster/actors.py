@@ -10,6 +10,7 @@ import ray
 
 from mvqkd.pipeline.cluster.metrics import Labels, WorkerMetrics
 from mvqkd.pipeline.cluster.pool import Note, WorkerSettings
+from mvqkd.storage.no_pandas import leave_pandas_out
 
 NOTE_EVERY_S = 1.0
 
@@ -18,6 +19,7 @@ class WorkerActor:
     """Builds a worker where it runs and hands the items to it; `board` is told how far it is, and so is Prometheus."""
 
     def __init__(self, settings: WorkerSettings, board: Any, run: str = "") -> None:
+        leave_pandas_out()
         self._metrics = WorkerMetrics(Labels.of(settings, run))
         self._worker = settings.build()
         self._board, self._key = board, ray.get_runtime_context().get_actor_id()
