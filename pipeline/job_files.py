@@ -18,7 +18,7 @@ from mvqkd.pipeline.run_file import load_config
 from mvqkd.pipeline.run_folder import digest
 from mvqkd.storage.location import is_url
 
-STAGES = ("plan", "fit", "extract", "distill", "decode", "run")
+STAGES = ("plan", "fit", "calibrate", "certify", "extract", "distill", "decode", "run")
 LARGEST_UPLOAD = 20 << 20
 """Bytes. The head node keeps what jobs bring in its memory, and the whole program has less than one of these MiB."""
 _ROOMS = ("models", "pipeline", "storage", "workers")

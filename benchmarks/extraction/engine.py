@@ -91,7 +91,11 @@ class StandInCoder:
         return Launched(
             lengths=batch.lengths,
             finite_B=batch.finite_B,
-            codes=[self._codes_FN[:frames] if frames <= len(self._codes_FN) else self._codes_FN.repeat(2, 1)[:frames]],
+            codes=[
+                self._codes_FN[:frames]
+                if frames <= len(self._codes_FN)
+                else self._codes_FN.repeat(2, 1)[:frames]
+            ],
             rrl=[torch.full((len(waveforms),), 0.1, dtype=torch.float64)],
             clock=_DeviceClock(begin, self._free_at),
         )

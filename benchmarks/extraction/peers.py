@@ -15,8 +15,8 @@ from ray.data.checkpoint import CheckpointConfig
 from benchmarks.extraction.corpus import Work
 from mvqkd.models.quantizer import Coder, Quantizer
 from mvqkd.models.teachers import Teacher
-from mvqkd.pipeline.stages.sizing import embedder_settings, extract_share
 from mvqkd.pipeline.cluster.connect import resources
+from mvqkd.pipeline.stages.sizing import embedder_settings, extract_share
 from mvqkd.workers.corpus.sources import resolved
 
 BATCH_UTTERANCES = 32
@@ -64,12 +64,12 @@ class _Coding:
         torch.set_num_threads(threads)
         self._teacher: Teacher = open_teacher(teacher, options=run.config.storage.options)
         quantizer, _ = load_quantizer(run.quantizer)
-        self._coder = Coder(
-            quantizer.to(choose_device(teacher.device)), search=run.config.extract.search
-        )
+        self._coder = Coder(quantizer.to(choose_device(teacher.device)), search=run.config.extract.search)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
-        waveforms = [_read(*each) for each in zip(batch["path"], batch["start"], batch["duration"], strict=True)]
+        waveforms = [
+            _read(*each) for each in zip(batch["path"], batch["start"], batch["duration"], strict=True)
+        ]
         embedded = self._teacher.embed_batch(waveforms)
         codes_FN, rrl_B = self._coder(embedded.frames[0], embedded.lengths_B)
         codes = [part.cpu().numpy() for part in codes_FN.split(embedded.lengths)]
@@ -99,7 +99,10 @@ def plain_loop(work: Work, cuts: Any, folder: Path, *, threads: int) -> dict[str
 
     torch.set_num_threads(threads)
     path = work.run.config.teacher.path
-    extractor, model = AutoFeatureExtractor.from_pretrained(path), AutoModel.from_pretrained(path).float().eval()
+    extractor, model = (
+        AutoFeatureExtractor.from_pretrained(path),
+        AutoModel.from_pretrained(path).float().eval(),
+    )
     encoder = model.get_encoder() if hasattr(model, "get_encoder") else model
     quantizer, name = _quantizer(work)
     layer = work.contract.layer

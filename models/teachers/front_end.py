@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.activations import GELUActivation
 
+from mvqkd.models.teachers.lean import transformers_class
 from mvqkd.models.teachers.norms import choose_norm
 from mvqkd.models.teachers.products import ProductConvolution, wide
 
@@ -70,7 +70,7 @@ class _Layer(nn.Module):
         self.register_buffer("bias_C", None if bias is None else wide(bias.detach()), persistent=False)
         self.norm: nn.Module | None = getattr(layer, "layer_norm", None)
         self.activation = layer.activation
-        self._is_gelu = isinstance(layer.activation, GELUActivation)
+        self._is_gelu = isinstance(layer.activation, transformers_class("activations", "GELUActivation"))
         self._norm_rows = choose_norm(device)
 
     def forward(self, x_FC: Tensor, spans: Spans) -> tuple[Tensor, Spans]:
