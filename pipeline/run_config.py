@@ -174,7 +174,8 @@ class RunConfig(Section, strict=False):
             raise ValueError(
                 "teacher.dtype float16 needs CUDA: use bfloat16 or float32, or another teacher.device"
             )
-        self._check_longest("extract", self.extract.batch_seconds)
+        if self.extract.batch_seconds != "auto":
+            self._check_longest("extract", self.extract.batch_seconds)
         for name in self.tables:
             self._check_table(name)
         if self.students is None:

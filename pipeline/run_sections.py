@@ -50,7 +50,7 @@ class ExtractConfig(Section):
 
     shard_hours: PositiveFloat = 5.0
     search: Literal["fast", "full"] = "fast"
-    batch_seconds: Annotated[PositiveFloat, SPEED_ONLY] = 120.0
+    batch_seconds: Annotated[PositiveFloat | Literal["auto"], SPEED_ONLY] = "auto"
     decode_threads: Annotated[PositiveInt, SPEED_ONLY] = 2
     actors: Annotated[PositiveInt | Literal["auto"], SPEED_ONLY] = "auto"
     gpus_per_actor: Annotated[Annotated[float, Field(ge=0)] | Literal["auto"], SPEED_ONLY] = "auto"

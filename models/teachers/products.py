@@ -94,6 +94,7 @@ class PaddedProducts(nn.Module):
     def forward(self, x_BTC: Tensor) -> Tensor:
         """Frames (B, T, C), an even number, to (B, T / the strides, N) in the weights' dtype."""
         for product, bias_N in zip(self.products, self.biases, strict=True):
+            assert isinstance(product, ProductConvolution)
             utterances, frames, channels = x_BTC.shape
             # Utterances one after the other with zeros between; what sees two of them is left out below.
             padded_FC = x_BTC.new_zeros(

@@ -42,7 +42,9 @@ def certify_stage(run: Run, hours: float = SAMPLE_HOURS) -> dict[str, Any]:
     with open_pool(run.config.cluster, run=run.name) as pool, ExitStack() as bars:
         share = extract_share(run, pool.resources)
         settings = CertifySettings(
-            embedder=embedder_settings(run, share), quantizer=run.quantizer, search=run.config.extract.search
+            embedder=embedder_settings(run, share, record),
+            quantizer=run.quantizer,
+            search=run.config.extract.search,
         )
         show = bars.enter_context(bar("certify", total=1, unit="ways"))
 
