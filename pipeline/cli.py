@@ -3,6 +3,7 @@
 
 import io
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +13,7 @@ import typer
 from mvqkd import __version__
 from mvqkd.pipeline.command import finish as _finish
 from mvqkd.pipeline.command import run_stage as _stage
+from mvqkd.pipeline.errors import Terminated
 
 if TYPE_CHECKING:
     from mvqkd.pipeline.run_folder import Run
@@ -257,7 +259,12 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A name in the results that the terminal has no letters for must not lose the result.
         sys.stdout.reconfigure(errors="backslashreplace")
+    signal.signal(signal.SIGTERM, _terminate)
     app()
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated
 
 
 def _known_student(run: "Run", name: str | None) -> str:
