@@ -1,6 +1,6 @@
-"""A proxy before an S3 server that answers 503 SlowDown, or breaks connections off, for as many requests as it is told.
+"""A proxy before an S3 server that answers 503 SlowDown, or breaks connections off, for as many requests as told.
 
-It stands where `endpoint_url` points to and hands requests on as they are, Host header and all, so that their signatures
+It stands where `endpoint_url` points to and hands requests on as they are, Host header and all, so that signatures
 stay right.
 """
 

@@ -21,7 +21,7 @@ def test_killed_in_the_middle_of_a_shard_and_between_put_and_report(faults: Faul
 def test_a_shard_that_always_kills_its_worker_is_set_aside(faults: Faults) -> None:
     mischief = faults.mischief(faults={3: ("deadly",)})
     summary = faults.extract(mischief)
-    others = len(faults.rig.shards) - 1
+    others = faults.rig.num_shards - 1
     assert (summary["shards_failed"], summary["shards_extracted"]) == (1, others)
     (failure,) = read_failures(faults.run.table)
     assert (failure.stage, failure.attempts, failure.error) == ("shard", 3, "ActorDiedError")
@@ -36,6 +36,7 @@ def test_a_hanging_shard_is_ended_by_what_others_take(
     faults: Faults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hand, "SHORTEST_S", 1.0)
+    monkeypatch.setattr(hand, "TIMES_AS_LONG", 3.0)
     mischief = faults.mischief(faults={6: ("hang",), 1: ("raise",)})
     summary = faults.extract(mischief)
     assert (mischief.met("hang"), mischief.met("raise"), summary["shards_failed"]) == (1, 1, 0)
