@@ -12,11 +12,11 @@ class Outage:
     """Whether there is one. While there is, one item at a time is tried, after a wait that grows.
 
     Args:
-        patience_s: how long one may last.
+        patience_s: how long one may last; `PATIENCE_S` by default.
     """
 
-    def __init__(self, *, patience_s: float = PATIENCE_S) -> None:
-        self._patience_s = patience_s
+    def __init__(self, *, patience_s: float | None = None) -> None:
+        self._patience_s = PATIENCE_S if patience_s is None else patience_s
         self._since: float | None = None
         self._wait_s = 0.0
         self._next = 0.0

@@ -1,4 +1,4 @@
-"""What happens to the command itself: killed, asked to end, started twice. The same command goes on where it stopped."""
+"""What happens to the command: killed, asked to end, started twice. The same command goes on where it stopped."""
 
 import signal
 import subprocess
