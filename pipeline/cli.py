@@ -3,6 +3,7 @@
 
 import io
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +16,7 @@ from mvqkd.pipeline.command import AsJson, Overrides, RunFile, StudentName
 from mvqkd.pipeline.command import finish as _finish
 from mvqkd.pipeline.command import known_student as _known_student
 from mvqkd.pipeline.command import run_stage as _stage
+from mvqkd.pipeline.errors import Terminated
 
 if TYPE_CHECKING:
     from mvqkd.pipeline.run_folder import Run
@@ -266,4 +268,9 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A name in the results that the terminal has no letters for must not lose the result.
         sys.stdout.reconfigure(errors="backslashreplace")
+    signal.signal(signal.SIGTERM, _terminate)
     app()
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated

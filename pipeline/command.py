@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mvqkd.pipeline.errors import PoolError, StageError
+from mvqkd.pipeline.errors import PoolError, StageError, Terminated
 from mvqkd.pipeline.show.result import json_line, print_figures
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def finish(
         raise typer.Exit(2) from error
     except KeyboardInterrupt as error:
         print("mvqkd: interrupted; the same command goes on where it stopped", file=sys.stderr)
-        raise typer.Exit(130) from error
+        raise typer.Exit(143 if isinstance(error, Terminated) else 130) from error
     if as_json:
         print(json_line(result), flush=True)
     elif show is not None:

@@ -9,5 +9,9 @@ class StageError(RuntimeError):
     """A stage cannot do its work; the message says what is missing and which command makes it."""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: ends a command as Ctrl-C does."""
+
+
 class PoolError(RuntimeError):
     """No worker can start, so no item can be served; the message holds the last worker's error."""

@@ -17,6 +17,13 @@ class ObjectMissingError(StorageError):
     """The object asked for does not exist."""
 
 
+class StoreOutageError(StorageError):
+    """The store serves nobody at the moment: it does not answer, is throttled or full, or takes no credentials.
+
+    Nothing is wrong with what was asked for; the same may go well later.
+    """
+
+
 class BucketMissingError(StorageError):
     """The whole bucket does not exist: a wrong url, and no statement about one object."""
 

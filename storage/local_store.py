@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mvqkd.storage.entry import Entry
-from mvqkd.storage.errors import ObjectMissingError, ObjectTooShortError, StorageError
+from mvqkd.storage.errors import ObjectMissingError, ObjectTooShortError, StorageError, StoreOutageError
 
 _TEMP_SUFFIX = ".tmp"
 # Name, host, process, thread: by these `sweep` tells a leftover from a write in progress.
@@ -246,7 +246,8 @@ def _translated(path: str) -> Iterator[None]:
         if error.errno in _NO_SPACE:
             problem = f"no space left to write it ({error.strerror}), nothing was committed"
             remedy = "free space or choose another folder, then run the same command again"
-        elif error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+            raise StoreOutageError(path, problem, remedy) from error
+        if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
             problem = f"the system refuses access ({error.strerror})"
             remedy = "check owner and permissions, or choose another folder"
         elif error.errno in {errno.ENOTDIR, errno.EISDIR, errno.EEXIST}:

@@ -26,7 +26,7 @@ _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]*)://(?P<rest>.*)", re.DOT
 _BUFFER_BYTES = 1 << 20
 
 # Stores of this process. The key holds the process id, so that a forked child opens its own (s3fs hangs over
-# a fork), and the AWS variables, so that a change of credentials takes effect.
+# a fork), and what credentials are taken from, so that a change of them takes effect.
 _STORES: "dict[tuple[Any, ...], LocalStore | S3Store]" = {}
 
 
@@ -166,7 +166,7 @@ class Location:
         else:
             environment = tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith("AWS_")))
             settings = tuple(sorted({**self.options, **self._secrets}.items()))
-            key = (os.getpid(), "s3", settings, environment)
+            key = (os.getpid(), "s3", settings, environment, _credentials_files())
         store = _STORES.get(key)
         if store is None:
             store = LocalStore() if self.is_local else _new_s3_store({**self.options, **self._secrets})
@@ -217,6 +217,19 @@ def open_location(url: str, *, options: Mapping[str, Any] | None = None) -> Loca
     }
     clean = "/".join(part for part in (bucket, *prefix.split("/")) if part)
     return Location(url=f"s3://{clean}", options=public, _secrets=secrets)
+
+
+def _credentials_files() -> tuple[float | None, ...]:
+    """When the files with credentials were written last: botocore reads them once, and a secret that Kubernetes
+    mounts is renewed in its place."""
+    times: list[float | None] = []
+    for variable, usual in (("AWS_SHARED_CREDENTIALS_FILE", "credentials"), ("AWS_CONFIG_FILE", "config")):
+        try:
+            file = Path(os.environ.get(variable) or f"~/.aws/{usual}").expanduser()
+            times.append(file.stat().st_mtime)
+        except (OSError, RuntimeError):  # none, or no home
+            times.append(None)
+    return tuple(times)
 
 
 def is_url(path: str) -> bool:

@@ -12,7 +12,13 @@ from fsspec.asyn import sync
 from s3fs.core import S3_RETRYABLE_ERRORS
 
 from mvqkd.storage.entry import Entry
-from mvqkd.storage.errors import BucketMissingError, ObjectMissingError, ObjectTooShortError, StorageError
+from mvqkd.storage.errors import (
+    BucketMissingError,
+    ObjectMissingError,
+    ObjectTooShortError,
+    StorageError,
+    StoreOutageError,
+)
 from mvqkd.storage.ranged_file import RangedFile
 
 _MAX_PUT_BYTES = 5 * 2**30
@@ -22,9 +28,10 @@ _CONFLICT_WAITS_S = (0.1, 0.3, 1.0, 3.0)
 _EXISTS_CODES = {"PreconditionFailed", "412"}
 _BEYOND_CODES = {"InvalidRange", "416"}
 _CONFLICT_CODES = {"ConditionalRequestConflict", "OperationAborted", "409"}
-_REFUSED_CODES = {
-    "403", "401", "AccessDenied", "AllAccessDisabled", "ExpiredToken", "Forbidden", "InvalidAccessKeyId",
-    "InvalidToken", "SignatureDoesNotMatch", "RequestTimeTooSkewed",
+_REFUSED_CODES = {"403", "401", "AccessDenied", "AllAccessDisabled", "Forbidden"}
+# Of the key itself, whatever is asked for with it.
+_INVALID_CODES = {
+    "ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch", "RequestTimeTooSkewed",
 }  # fmt: skip
 _BUSY_CODES = {
     "SlowDown",
@@ -239,7 +246,7 @@ def _translated(path: str) -> Iterator[None]:
     except UnicodeEncodeError as error:
         raise ObjectMissingError(repr(url), "no object can have this name", "correct the url") from error
     except botocore.exceptions.NoCredentialsError as error:
-        raise StorageError(
+        raise StoreOutageError(
             url, "no credentials found", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in this process"
         ) from error
     except (
@@ -264,8 +271,14 @@ def _translated(path: str) -> Iterator[None]:
                 f"the server refused the credentials ({code})",
                 "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the rights of this key on the bucket",
             ) from error
+        if code in _INVALID_CODES:
+            raise StoreOutageError(
+                url,
+                f"the server refused the credentials ({code})",
+                "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, whether they have expired, and this host's clock",
+            ) from error
         if code in _BUSY_CODES:
-            raise StorageError(
+            raise StoreOutageError(
                 url,
                 f"the server kept answering {code}",
                 "run again later, or with fewer workers",
@@ -278,7 +291,7 @@ def _translated(path: str) -> Iterator[None]:
             raise StorageError(
                 url, f"the server answered {code} ({error})", "see the server's log"
             ) from error
-        raise StorageError(
+        raise StoreOutageError(
             url,
             f"the S3 endpoint cannot be reached ({type(error).__name__})",
             "check endpoint_url or AWS_ENDPOINT_URL, the network, and that the server runs",

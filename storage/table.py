@@ -174,6 +174,15 @@ class IndexTable:
                 where=where,
             )
 
+    def find(self, name: str) -> ShardSummary | None:
+        """The summary of a shard, None when it is not committed; one request. Raises as `summary_of`."""
+        try:
+            return self.summary_of(name)
+        except TableError as error:
+            if isinstance(error.__cause__, ObjectMissingError):
+                return None
+            raise
+
     def read_shard(self, name: str, *, columns: Sequence[str] | None = None) -> pa.Table:
         """A shard as an Arrow table; all columns by default, which is one request.
 

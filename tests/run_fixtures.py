@@ -75,7 +75,9 @@ def ray_session(s3_server: S3Server) -> Iterator[None]:
         "RAY_worker_niceness": "0",
         "OMP_NUM_THREADS": "1",
         # Workers import the classes of these tests by name.
-        "PYTHONPATH": os.pathsep.join(str(TESTS / folder) for folder in ("..", ".", "jobs")),
+        "PYTHONPATH": os.pathsep.join(
+            str(TESTS / folder) for folder in ("..", ".", "jobs", "faults", "workers")
+        ),
     }
     before = {key: os.environ.get(key) for key in settings}
     os.environ.update(settings)

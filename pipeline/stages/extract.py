@@ -60,6 +60,12 @@ def _outcomes(run: Run, todo: Sequence[Shard], pool: Pool, work: "_Work") -> Ite
     from mvqkd.workers.extract import SHARDS_AT_ONCE, ExtractSettings, TableSettings
 
     share = extract_share(run, pool.resources)
+    if run.config.cluster.address not in ("local", "none") and not share.gpus:
+        # An autoscaler's cluster has no GPUs yet, and what `auto` counts is what is there now.
+        say(
+            f"no GPU is up at {run.config.cluster.address}: {share.workers} workers on CPUs are asked for; for a "
+            "cluster that grows by demand set extract.actors and extract.gpus_per_actor"
+        )
     share = replace(
         share,
         workers=min(share.workers, len(todo)),
