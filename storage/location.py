@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+from mvqkd.storage.credentials import credentials_files
 from mvqkd.storage.entry import Entry
 from mvqkd.storage.errors import ObjectMissingError, StorageError
 from mvqkd.storage.local_store import LocalStore
@@ -166,7 +167,7 @@ class Location:
         else:
             environment = tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith("AWS_")))
             settings = tuple(sorted({**self.options, **self._secrets}.items()))
-            key = (os.getpid(), "s3", settings, environment, _credentials_files())
+            key = (os.getpid(), "s3", settings, environment, credentials_files())
         store = _STORES.get(key)
         if store is None:
             store = LocalStore() if self.is_local else _new_s3_store({**self.options, **self._secrets})
@@ -217,19 +218,6 @@ def open_location(url: str, *, options: Mapping[str, Any] | None = None) -> Loca
     }
     clean = "/".join(part for part in (bucket, *prefix.split("/")) if part)
     return Location(url=f"s3://{clean}", options=public, _secrets=secrets)
-
-
-def _credentials_files() -> tuple[float | None, ...]:
-    """When the files with credentials were written last: botocore reads them once, and a secret that Kubernetes
-    mounts is renewed in its place."""
-    times: list[float | None] = []
-    for variable, usual in (("AWS_SHARED_CREDENTIALS_FILE", "credentials"), ("AWS_CONFIG_FILE", "config")):
-        try:
-            file = Path(os.environ.get(variable) or f"~/.aws/{usual}").expanduser()
-            times.append(file.stat().st_mtime)
-        except (OSError, RuntimeError):  # none, or no home
-            times.append(None)
-    return tuple(times)
 
 
 def is_url(path: str) -> bool:
