@@ -60,7 +60,13 @@ def _outcomes(run: Run, todo: Sequence[Shard], pool: Pool, work: "_Work") -> Ite
     from mvqkd.workers.extract import SHARDS_AT_ONCE, ExtractSettings, TableSettings
 
     share = extract_share(run, pool.resources)
-    if run.config.cluster.address not in ("local", "none") and not share.gpus:
+    joined = run.config.cluster.address not in ("local", "none")
+    if (
+        joined
+        and not share.gpus
+        and run.config.extract.actors == "auto"
+        and run.config.teacher.device != "cpu"
+    ):
         # An autoscaler's cluster has no GPUs yet, and what `auto` counts is what is there now.
         say(
             f"no GPU is up at {run.config.cluster.address}: {share.workers} workers on CPUs are asked for; for a "
