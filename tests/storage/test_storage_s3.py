@@ -17,7 +17,7 @@ import pytest
 from s3_server import S3Server
 
 from mvqkd.storage.artifacts import load_artifact, save_artifact
-from mvqkd.storage.errors import ObjectMissingError, StorageError, TableError
+from mvqkd.storage.errors import ObjectMissingError, StorageError, StoreOutageError, TableError
 from mvqkd.storage.failures import Failure, read_failures, write_failures
 from mvqkd.storage.location import Location, open_location
 from mvqkd.storage.summary import inspect_table
@@ -116,7 +116,9 @@ def test_a_wrong_bucket_is_named(s3_environment, operation):
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_wrong_key_is_refused_and_not_shown(place, s3_environment, monkeypatch, operation):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-secret")
-    with pytest.raises(StorageError, match=r"refused the credentials.*check AWS_ACCESS_KEY_ID") as caught:
+    with pytest.raises(
+        StoreOutageError, match=r"refused the credentials \(SignatureDoes.*check AWS_ACCESS_KEY_ID"
+    ) as caught:
         OPERATIONS[operation](place)
     assert "wrong-secret" not in str(caught.value)
     options = {"key": s3_environment.key, "secret": s3_environment.secret}
@@ -129,14 +131,14 @@ def test_missing_credentials_are_named(place, monkeypatch, tmp_path):
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-    with pytest.raises(StorageError, match="no credentials found; set AWS_ACCESS_KEY_ID"):
+    with pytest.raises(StoreOutageError, match="no credentials found; set AWS_ACCESS_KEY_ID"):
         place.list()
 
 
 def test_an_unreachable_endpoint_is_named(place, monkeypatch):
     monkeypatch.setattr("mvqkd.storage.s3_store._ATTEMPTS", 2)
     nowhere = open_location(place.url, options={"endpoint_url": "http://127.0.0.1:9"})
-    with pytest.raises(StorageError, match=r"endpoint cannot be reached.*check endpoint_url"):
+    with pytest.raises(StoreOutageError, match=r"endpoint cannot be reached.*check endpoint_url"):
         nowhere.list()
 
 

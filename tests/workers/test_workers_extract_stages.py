@@ -131,6 +131,18 @@ def test_a_fault_ends_one_shard_and_the_others_go_on(tmp_path: Path) -> None:
     assert len(table.committed()) == 2
 
 
+def test_a_shard_that_is_in_the_table_is_not_computed(tmp_path: Path) -> None:
+    teacher = Watched()
+    extractor, table, (shard,) = make(tmp_path, [0.4, 0.3], teacher)
+    (tmp_path / "audio/u001.wav").unlink()
+    first = extractor.run(shard)
+    before, given = bytes_of(table), len(teacher.given)
+    again = extractor.run(shard)
+    assert (again.tables, again.num_left_out) == (first.tables, 1)
+    assert (bytes_of(table), len(teacher.given)) == (before, given)
+    assert len(read_failures(table.location)) == 1
+
+
 def test_several_tables_of_one_pass(tmp_path: Path) -> None:
     """Each holds what a pass of its own would give, and the teacher runs once."""
     plan, (shard,) = make_plan(tmp_path / "plan", make_cuts(tmp_path / "audio", [0.4, 0.3]), per_shard=2)
