@@ -2,24 +2,21 @@
 
 import builtins
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
-import botocore.exceptions  # type: ignore[import-untyped]
 import s3fs
 from fsspec.asyn import sync
 from s3fs.core import S3_RETRYABLE_ERRORS
 
 from mvqkd.storage.entry import Entry
 from mvqkd.storage.errors import (
-    BucketMissingError,
     ObjectMissingError,
     ObjectTooShortError,
     StorageError,
-    StoreOutageError,
 )
 from mvqkd.storage.ranged_file import RangedFile
+from mvqkd.storage.s3_errors import error_code, translated
 
 _MAX_PUT_BYTES = 5 * 2**30
 _ATTEMPTS = 5
@@ -28,21 +25,6 @@ _CONFLICT_WAITS_S = (0.1, 0.3, 1.0, 3.0)
 _EXISTS_CODES = {"PreconditionFailed", "412"}
 _BEYOND_CODES = {"InvalidRange", "416"}
 _CONFLICT_CODES = {"ConditionalRequestConflict", "OperationAborted", "409"}
-_REFUSED_CODES = {"403", "401", "AccessDenied", "AllAccessDisabled", "Forbidden"}
-# Of the key itself, whatever is asked for with it.
-_INVALID_CODES = {
-    "ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch", "RequestTimeTooSkewed",
-}  # fmt: skip
-_BUSY_CODES = {
-    "SlowDown",
-    "ServiceUnavailable",
-    "InternalError",
-    "RequestTimeout",
-    "500",
-    "502",
-    "503",
-    "504",
-}
 
 
 class S3Store:
@@ -96,7 +78,7 @@ class S3Store:
         try:
             data, _ = self._get(path, Range=f"bytes={start}-{end - 1}", **condition)
         except StorageError as error:
-            code = _error_code(error.__cause__)
+            code = error_code(error.__cause__)
             if code in _BEYOND_CODES:
                 raise _too_short(path, end) from error
             if code in _EXISTS_CODES:
@@ -121,7 +103,7 @@ class S3Store:
         try:
             data, answer = self._get(path, Range=f"bytes=-{tail}" if tail else f"bytes=0-{head - 1}")
         except StorageError as error:
-            if _error_code(error.__cause__) not in _BEYOND_CODES:
+            if error_code(error.__cause__) not in _BEYOND_CODES:
                 raise
             data, answer = b"", {}  # no range of an empty object can be had
         # "bytes 0-99/1234"; a server without ranges sends the whole and no such header.
@@ -137,11 +119,11 @@ class S3Store:
         """PUT with `If-None-Match: *`: commits unless something is committed; True when this call did it."""
         for wait_s in (*_CONFLICT_WAITS_S, None):
             try:
-                with _translated(path):
+                with translated(path):
                     self._put(path, data, IfNoneMatch="*")
                 return True
             except StorageError as error:
-                code = _error_code(error.__cause__)
+                code = error_code(error.__cause__)
                 if code in _EXISTS_CODES:
                     return False
                 if code not in _CONFLICT_CODES or wait_s is None:
@@ -152,7 +134,7 @@ class S3Store:
 
     def replace(self, path: str, data: bytes) -> None:
         """PUT over whatever is there."""
-        with _translated(path):
+        with translated(path):
             self._put(path, data)
 
     def list(self, path: str) -> dict[str, Entry]:
@@ -161,7 +143,7 @@ class S3Store:
         prefix = f"{key}/" if key else ""
         request: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix, "Delimiter": "/"}
         found: dict[str, Entry] = {}
-        with _translated(path):
+        with translated(path):
             while True:
                 page = self.filesystem.call_s3("list_objects_v2", **request)
                 for entry in page.get("Contents", ()):
@@ -179,7 +161,7 @@ class S3Store:
     def remove(self, path: str) -> None:
         """Delete the object; nothing happens when it is not there."""
         bucket, key = _split(path)
-        with _translated(path):
+        with translated(path):
             self.filesystem.call_s3("delete_object", Bucket=bucket, Key=key)
 
     def sweep(self, path: str) -> int:
@@ -189,18 +171,18 @@ class S3Store:
     def _head(self, path: str) -> dict[str, Any]:
         bucket, key = _split(path)
         try:
-            with _translated(path):
+            with translated(path):
                 return self.filesystem.call_s3("head_object", Bucket=bucket, Key=key)
         except StorageError as error:
             # What is refused has a body that says why, but not the answer to a HEAD.
-            if _error_code(error.__cause__) in {"400", "401", "403"}:
+            if error_code(error.__cause__) in {"400", "401", "403"}:
                 self._get(path, Range="bytes=0-0")
             raise
 
     def _get(self, path: str, **request: str) -> tuple[bytes, dict[str, Any]]:
         """Bytes and headers of one GET, so that all bytes are of one version of the object."""
         bucket, key = _split(path)
-        with _translated(path):
+        with translated(path):
             for wait_s in (*_BROKEN_BODY_WAITS_S, None):
                 answer = self.filesystem.call_s3("get_object", Bucket=bucket, Key=key, **request)
                 body = answer.pop("Body")
@@ -233,74 +215,3 @@ def _too_short(path: str, end: int) -> ObjectTooShortError:
     return ObjectTooShortError(
         f"s3://{path}", f"the object ends before byte {end}", "it was replaced by another one, or cut short"
     )
-
-
-def _error_code(error: BaseException | None) -> str:
-    """The S3 error code behind an exception of s3fs or botocore, or ''."""
-    while error is not None:
-        response = getattr(error, "response", None)
-        if response:
-            return str(response.get("Error", {}).get("Code", ""))
-        error = error.__cause__
-    return ""
-
-
-@contextmanager
-def _translated(path: str) -> Iterator[None]:
-    """Turn errors of botocore and s3fs into `StorageError`s that name the object and the remedy."""
-    url = f"s3://{path}"
-    try:
-        yield
-    except UnicodeEncodeError as error:
-        raise ObjectMissingError(repr(url), "no object can have this name", "correct the url") from error
-    except botocore.exceptions.NoCredentialsError as error:
-        raise StoreOutageError(
-            url, "no credentials found", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in this process"
-        ) from error
-    except (
-        OSError,
-        botocore.exceptions.ClientError,
-        botocore.exceptions.BotoCoreError,
-        *S3_RETRYABLE_ERRORS,
-    ) as error:
-        code = _error_code(error)
-        if code == "NoSuchBucket":
-            bucket = _split(path)[0]
-            raise BucketMissingError(
-                url, f"bucket {bucket!r} does not exist", "create it or correct the bucket in the url"
-            ) from error
-        if code in {"NoSuchKey", "404", "NotFound"}:
-            raise ObjectMissingError(
-                url, "there is no such object", "check the url or run the stage before"
-            ) from error
-        if code in _REFUSED_CODES:
-            raise StorageError(
-                url,
-                f"the server refused the credentials ({code})",
-                "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the rights of this key on the bucket",
-            ) from error
-        if code in _INVALID_CODES:
-            raise StoreOutageError(
-                url,
-                f"the server refused the credentials ({code})",
-                "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, whether they have expired, and this host's clock",
-            ) from error
-        if code in _BUSY_CODES:
-            raise StoreOutageError(
-                url,
-                f"the server kept answering {code}",
-                "run again later, or with fewer workers",
-            ) from error
-        if code in {"NotImplemented", "501"}:
-            raise StorageError(
-                url, "the server lacks conditional writes (If-None-Match)", "use a store that has them"
-            ) from error
-        if code:
-            raise StorageError(
-                url, f"the server answered {code} ({error})", "see the server's log"
-            ) from error
-        raise StoreOutageError(
-            url,
-            f"the S3 endpoint cannot be reached ({type(error).__name__})",
-            "check endpoint_url or AWS_ENDPOINT_URL, the network, and that the server runs",
-        ) from error
