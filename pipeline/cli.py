@@ -1,5 +1,5 @@
-"""The command line: `mvqkd plan | fit | calibrate | extract | distill | decode | run RUN.yaml`,
-`mvqkd init CORPUS TEACHER`, `mvqkd inspect TABLE`."""
+"""The command line: `mvqkd plan | fit | calibrate | certify | extract | distill | decode | run RUN.yaml`,
+`mvqkd submit STAGE RUN.yaml`, `mvqkd status RUN.yaml`, `mvqkd init CORPUS TEACHER`, `mvqkd inspect TABLE`."""
 
 import io
 import os
@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mvqkd import __version__
+from mvqkd.pipeline.cli_cluster import status, submit
+from mvqkd.pipeline.command import AsJson, Overrides, RunFile, StudentName
 from mvqkd.pipeline.command import finish as _finish
+from mvqkd.pipeline.command import known_student as _known_student
 from mvqkd.pipeline.command import run_stage as _stage
 from mvqkd.pipeline.errors import Terminated
 
@@ -27,27 +30,10 @@ app = typer.Typer(
         "Distil a large speech teacher into a small recognizer through codebook indexes (MVQ-KD).\n\n"
         "One run file describes a run; init writes one, configs/ holds examples. The stages are plan (cut the corpus "
         "into shards), fit (train the quantizer on a sample), extract (write the index table), distill (train a "
-        "student), decode (recognize the test part); `run` does them all. calibrate measures before an extraction. "
-        "Every stage can be repeated: what is fitted, extracted or trained is not done again."
+        "student), decode (recognize the test part); `run` does them all. calibrate and certify measure before an "
+        "extraction. Every stage can be repeated: what is fitted, extracted or trained is not done again."
     ),
 )
-
-RunFile = Annotated[Path, typer.Argument(help="The run file (YAML).", show_default=False)]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as in --set distill.lr=5e-4."),
-]
-AsJson = Annotated[
-    bool, typer.Option("--json", help="Print the result as one line of JSON, last on standard output.")
-]
-StudentName = Annotated[
-    str | None,
-    typer.Option(
-        "--student",
-        metavar="NAME",
-        help="A student of the run file; without a list there are mvqkd and baseline (no codes).",
-    ),
-]
 
 
 def _print_version(wanted: bool) -> None:
@@ -135,6 +121,25 @@ def fit(run_file: RunFile, set_: Overrides = None, as_json: AsJson = False) -> N
 
 
 @app.command()
+def certify(
+    run_file: RunFile,
+    set_: Overrides = None,
+    hours: Annotated[float, typer.Option("--hours", min=1e-6, help="Of audio in the sample.")] = 0.25,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how much of the codes depends on how utterances are batched, and write it beside the table."""
+
+    def work(run: "Run") -> dict[str, Any]:
+        from mvqkd.pipeline.stages.certify import certify_stage
+
+        return certify_stage(run, hours)
+
+    from mvqkd.pipeline.stages.certify import show_certificate
+
+    _stage(work, run_file, set_, as_json, show_certificate)
+
+
+@app.command()
 def extract(run_file: RunFile, set_: Overrides = None, as_json: AsJson = False) -> None:
     """Write the index table; only shards that it does not have are computed."""
 
@@ -193,6 +198,10 @@ def run(run_file: RunFile, set_: Overrides = None, as_json: AsJson = False) -> N
 
     if _stage(work, run_file, set_, as_json, show=show)["extract"]["shards_failed"]:
         raise typer.Exit(3)
+
+
+app.command()(submit)
+app.command()(status)
 
 
 @app.command()
@@ -265,10 +274,3 @@ def main() -> None:
 
 def _terminate(*_: object) -> None:
     raise Terminated
-
-
-def _known_student(run: "Run", name: str | None) -> str:
-    """The student that is meant, which the run file has; told before anything slow is imported."""
-    name = run.config.default_student() if name is None else name
-    run.config.student_settings(name)
-    return name

@@ -1,9 +1,9 @@
-"""What every command does around its work: the run file before it, its result or its error after it."""
+"""What all commands share: their options, and how work ends in a result, a message, an exit code."""
 
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,30 @@ from mvqkd.pipeline.show.result import json_line, print_figures
 if TYPE_CHECKING:
     from mvqkd.pipeline.run_folder import Run
 
+RunFile = Annotated[Path, typer.Argument(help="The run file (YAML).", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as in --set distill.lr=5e-4."),
+]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print the result as one line of JSON, last on standard output.")
+]
+StudentName = Annotated[
+    str | None,
+    typer.Option(
+        "--student",
+        metavar="NAME",
+        help="A student of the run file; without a list there are mvqkd and baseline (no codes).",
+    ),
+]
+
+
+def known_student(run: "Run", name: str | None) -> str:
+    """The student that is meant, which the run file has; told before anything slow is imported."""
+    name = run.config.default_student() if name is None else name
+    run.config.student_settings(name)
+    return name
+
 
 def run_stage(
     work: Callable[["Run"], dict[str, Any]],
@@ -21,12 +45,17 @@ def run_stage(
     as_json: bool,
     show: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """Load the run file and do a stage's work, see `finish`."""
+    """Read the run file, work on its run, and finish as `finish` does."""
 
     def whole() -> dict[str, Any]:
+        from mvqkd.pipeline.cluster.environment import in_ray_job
         from mvqkd.pipeline.run_file import load_config
 
         config = load_config(run_file, overrides or [])
+        if in_ray_job():
+            from mvqkd.pipeline.job_files import refuse_own_folders
+
+            refuse_own_folders(config)
         from mvqkd.pipeline.run_folder import Run
 
         return work(Run(config))

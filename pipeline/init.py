@@ -256,7 +256,7 @@ quantizer:
   # max_seconds: null  # a time limit of the fit
 extract:
   # shard_hours: 5.0  # audio in each file of the table: what is done again after a failure
-  # batch_seconds: 120.0  # less where memory is short, never below corpus.max_duration_s
+  # batch_seconds: auto  # or a number, never below corpus.max_duration_s
   # actors: auto  # one for each GPU, or for each cpus_per_actor CPUs
 student:
   # encoder_dim: 144

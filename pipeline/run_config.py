@@ -7,105 +7,31 @@ Sections are the rooms of a run: `corpus`, `teacher`, `quantizer`, `extract`, `t
 
 import re
 from dataclasses import fields
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import (
     AfterValidator,
     Field,
     PlainValidator,
-    SerializerFunctionWrapHandler,
     ValidationError,
-    model_serializer,
     model_validator,
 )
 from pydantic_core import InitErrorDetails
 
-from mvqkd.models.quantizer.fit_config import FitConfig, FitSettings
 from mvqkd.models.students.config import StudentConfig
 from mvqkd.pipeline.errors import ConfigError
+from mvqkd.pipeline.run_sections import (
+    ClusterConfig,
+    ExtractConfig,
+    QuantizerConfig,
+    StorageConfig,
+    TableConfig,
+    TableOverrides,
+)
 from mvqkd.workers.corpus.config import CorpusConfig
 from mvqkd.workers.distill.settings import DistillConfig
-from mvqkd.workers.section import SPEED_ONLY, KeysOf, PathText, Section, Seed, Text
+from mvqkd.workers.section import KeysOf, Section
 from mvqkd.workers.teacher import TeacherConfig
-
-PositiveInt = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-
-
-class QuantizerConfig(Section, FitSettings):  # type: ignore[misc]  # mypy does not see that sections are frozen
-    """The multi-codebook quantizer and the sample that it is trained on.
-
-    The keys of the fit are the fields of `FitSettings`; only what a table can hold is narrower here.
-    """
-
-    num_codebooks: Annotated[int, Field(ge=1, le=64)] = 8
-    codebook_size: Literal[16, 256] = 256
-    sample_hours: PositiveFloat = 20.0
-    max_frames: PositiveInt = 400_000
-    valid_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
-    seed: Seed = 1
-
-    def fit_config(self) -> FitConfig:
-        """How to fit, as `models.quantizer` takes it."""
-        return FitConfig(
-            **{field.name: getattr(self, field.name) for field in fields(FitSettings)}, seed=self.seed
-        )
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        self.__post_init__()
-        return self
-
-    @model_serializer(mode="wrap")
-    def _dump(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Quantizers from before there was this key hold no such setting, and are compared with this.
-        content: dict[str, Any] = handler(self)
-        if content.get("max_seconds") is None:
-            content.pop("max_seconds", None)
-        return content
-
-
-class ExtractConfig(Section):
-    """How the corpus is cut into shards and how the actors work."""
-
-    shard_hours: PositiveFloat = 5.0
-    search: Literal["fast", "full"] = "fast"
-    batch_seconds: Annotated[PositiveFloat, SPEED_ONLY] = 120.0
-    decode_threads: Annotated[PositiveInt, SPEED_ONLY] = 2
-    actors: Annotated[PositiveInt | Literal["auto"], SPEED_ONLY] = "auto"
-    gpus_per_actor: Annotated[Annotated[float, Field(ge=0)] | Literal["auto"], SPEED_ONLY] = "auto"
-    cpus_per_actor: Annotated[PositiveFloat, SPEED_ONLY] = 1.0
-    max_attempts: Annotated[PositiveInt, SPEED_ONLY] = 3
-    shard_timeout_s: Annotated[PositiveFloat | None, SPEED_ONLY] = None
-    max_unreadable: Annotated[float, Field(ge=0, le=1)] = 0.2
-    hours_per_worker_hour: Annotated[PositiveFloat | None, SPEED_ONLY] = None
-
-
-class TableConfig(Section):
-    """The index table; its folder is `<storage.root>/table` unless `path` says otherwise."""
-
-    path: PathText | None = None
-
-
-class ClusterConfig(Section):
-    """Where stages run: `local` starts a Ray in this process, `auto` joins the one this process belongs to, an address
-    joins that one, and `none` does without Ray: all work is done in this process."""
-
-    address: Text = "local"
-    num_cpus: PositiveInt | None = None
-
-
-class StorageConfig(Section):
-    """Where all results go: a folder or an `s3://bucket/prefix`. Keys and secrets come from the environment."""
-
-    root: PathText
-    endpoint_url: Text | None = None
-    region: Text | None = None
-
-    @property
-    def options(self) -> dict[str, str]:
-        """Non-secret options of the object store, for `storage.open_location`."""
-        return {k: v for k, v in (("endpoint_url", self.endpoint_url), ("region", self.region)) if v}
 
 
 class _StudentSection(Section, StudentConfig):  # type: ignore[misc]  # as above
@@ -138,12 +64,12 @@ def _at_least_one(students: dict[str, StudentOverrides]) -> dict[str, StudentOve
 
 def _folder_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", name):
-        raise ValueError("a student's name has letters, digits, - and _ only, since a folder is called so")
+        raise ValueError("a name has letters, digits, - and _ only, since a folder is called so")
     return name
 
 
-StudentName = Annotated[str, AfterValidator(_folder_name)]
-Students = Annotated[dict[StudentName, StudentOverrides], AfterValidator(_at_least_one)]
+FolderName = Annotated[str, AfterValidator(_folder_name)]
+Students = Annotated[dict[FolderName, StudentOverrides], AfterValidator(_at_least_one)]
 
 
 class RunConfig(Section, strict=False):
@@ -157,8 +83,22 @@ class RunConfig(Section, strict=False):
     student: Annotated[StudentConfig, PlainValidator(_student_config)] = StudentConfig()
     distill: DistillConfig = DistillConfig()
     students: Students | None = None
+    tables: dict[FolderName, TableOverrides] = Field(default={})
     cluster: ClusterConfig = ClusterConfig()
     storage: StorageConfig
+
+    def of_table(self, name: str) -> "RunConfig":
+        """This run as it would be if its one table were the one of `tables` that is called so."""
+        changed = self.tables[name]
+        teacher, extract = self.teacher, self.extract
+        if changed.layer is not None:
+            teacher = teacher.model_copy(update={"layer": changed.layer})
+        if changed.search is not None:
+            extract = extract.model_copy(update={"search": changed.search})
+        quantizer = QuantizerConfig(**{**self.quantizer.model_dump(), **changed.quantizer})
+        return self.model_copy(
+            update={"teacher": teacher, "extract": extract, "quantizer": quantizer, "tables": {}}
+        )
 
     def student_names(self) -> list[str]:
         """The students that a run trains, in order.
@@ -234,7 +174,10 @@ class RunConfig(Section, strict=False):
             raise ValueError(
                 "teacher.dtype float16 needs CUDA: use bfloat16 or float32, or another teacher.device"
             )
-        self._check_longest("extract", self.extract.batch_seconds)
+        if self.extract.batch_seconds != "auto":
+            self._check_longest("extract", self.extract.batch_seconds)
+        for name in self.tables:
+            self._check_table(name)
         if self.students is None:
             self._check_student("", self.student, self.distill)
             return self
@@ -247,6 +190,21 @@ class RunConfig(Section, strict=False):
                     "the student without codes; set students.baseline.distill.loss_scale to 0, or rename it"
                 )
         return self
+
+    def _check_table(self, name: str) -> None:
+        try:
+            self.of_table(name)
+        except ValidationError as error:
+            problems = [
+                InitErrorDetails(
+                    type=problem["type"],
+                    loc=("tables", name, "quantizer", *problem["loc"]),
+                    input=problem["input"],
+                    ctx=problem.get("ctx", {}),
+                )
+                for problem in error.errors()
+            ]
+            raise ValidationError.from_exception_data("tables", problems) from error
 
     def _check_student(self, where: str, student: StudentConfig, distill: DistillConfig) -> None:
         if distill.student_layer > student.num_layers:

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from mvqkd.pipeline.errors import ConfigError
-from mvqkd.pipeline.run_config import RunConfig, StorageConfig
+from mvqkd.pipeline.run_config import RunConfig
+from mvqkd.pipeline.run_sections import StorageConfig
 from mvqkd.pipeline.run_yaml import ANY, Kind, keys_of, read_yaml
 from mvqkd.workers.section import Section
 

@@ -16,12 +16,23 @@ Part = Literal["train", "test"]
 
 
 class Run:
-    """Folders below `storage.root`: `plan/train`, `plan/test`, `quantizer`, `table`, `students/<name>`, `reports`."""
+    """Folders below `storage.root`: `plan/train`, `plan/test`, `quantizer`, `table`, `students/<name>`, `reports`.
 
-    def __init__(self, config: RunConfig) -> None:
-        self.config = config
+    Args:
+        table_name: of `tables` in the run file, whose quantizer, table and reports lie in `tables/<name>`; the plan is
+            the run's.
+    """
+
+    def __init__(self, config: RunConfig, *, table_name: str | None = None) -> None:
+        self.config = config if table_name is None else config.of_table(table_name)
         self.root = open_location(config.storage.root, options=config.storage.options)
-        self.reports = Reports(root=self.root)
+        self.table_name = table_name
+        self._of_table = self.root if table_name is None else self.root.join("tables", table_name)
+        self.reports = Reports(root=self._of_table)
+
+    def more_tables(self) -> list["Run"]:
+        """The same run with each of `tables` in the place of its table."""
+        return [Run(self.config, table_name=name) for name in self.config.tables]
 
     @property
     def name(self) -> str:
@@ -40,13 +51,15 @@ class Run:
     @property
     def quantizer(self) -> Location:
         """Folder of the quantizer artifact."""
-        return self.root.join("quantizer")
+        return self._of_table.join("quantizer")
 
     @property
     def table(self) -> Location:
         """Folder of the index table."""
         path = self.config.table.path
-        return open_location(path, options=self.config.storage.options) if path else self.root.join("table")
+        if path is None or self.table_name is not None:
+            return self._of_table.join("table")
+        return open_location(path, options=self.config.storage.options)
 
     def student(self, name: str) -> Location:
         """Folder of a student: its weights, its scores, its errors."""

@@ -1,5 +1,6 @@
 """Objects in a local folder, with the commit rule of an object store: whole or not there at all."""
 
+import builtins
 import errno
 import io
 import os
@@ -9,11 +10,12 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mvqkd.storage.entry import Entry
 from mvqkd.storage.errors import ObjectMissingError, ObjectTooShortError, StorageError, StoreOutageError
 
 _TEMP_SUFFIX = ".tmp"
@@ -91,20 +93,32 @@ class LocalStore:
         """Commit `data` under `path`, replacing what is there in one step."""
         self._commit(path, data, _publish_over)
 
-    def list(self, path: str) -> dict[str, int]:
-        """Names of the objects directly in the folder and their sizes in bytes; empty when there is none."""
-        sizes: dict[str, int] = {}
+    def list(self, path: str) -> dict[str, Entry]:
+        """The objects directly in the folder by name; empty when there is none."""
+        found: dict[str, Entry] = {}
         with _translated(path):
-            try:
-                entries = sorted(os.scandir(path), key=lambda entry: entry.name)
-            except FileNotFoundError:
-                return sizes
+            for entry in self._scan(path):
+                try:
+                    status = entry.stat()
+                except FileNotFoundError:
+                    continue  # another process removed it after the listing
+                found[entry.name] = Entry(status.st_size, status.st_mtime)
+        return dict(sorted(found.items()))
+
+    def names(self, path: str) -> "builtins.list[str]":
+        """The names alone, sorted; of many objects in a fraction of the time, since none is looked at."""
+        with _translated(path):
+            return sorted(entry.name for entry in self._scan(path))
+
+    def _scan(self, path: str) -> Iterator["os.DirEntry[str]"]:
+        try:
+            entries = os.scandir(path)
+        except FileNotFoundError:
+            return
+        with entries:
             for entry in entries:
-                # Another process may remove an object between the listing and the look at it.
-                with suppress(FileNotFoundError):
-                    if not entry.name.endswith(_TEMP_SUFFIX) and entry.is_file():
-                        sizes[entry.name] = entry.stat().st_size
-        return sizes
+                if not entry.name.endswith(_TEMP_SUFFIX) and entry.is_file():
+                    yield entry
 
     def remove(self, path: str) -> None:
         """Delete the object; nothing happens when it is not there."""

@@ -1,5 +1,6 @@
 """Where objects live: one small interface over a local folder and an S3 prefix."""
 
+import builtins
 import io
 import os
 import re
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+from mvqkd.storage.credentials import credentials_files
+from mvqkd.storage.entry import Entry
 from mvqkd.storage.errors import ObjectMissingError, StorageError
 from mvqkd.storage.local_store import LocalStore
 
@@ -136,7 +139,18 @@ class Location:
 
     def list(self, path: str = "") -> dict[str, int]:
         """Names of the objects directly in the folder and their sizes in bytes, sorted; no subfolders."""
-        return self._store.list(self.full_path(path) if path else self.base_path.rstrip("/") or "/")
+        return {name: entry.size for name, entry in self.entries(path).items()}
+
+    def entries(self, path: str = "") -> dict[str, Entry]:
+        """As `list`, with the times of the last writes too; the same requests."""
+        return self._store.list(self._folder(path))
+
+    def names(self, path: str = "") -> "builtins.list[str]":
+        """The keys of `list` alone; locally in a fraction of its time."""
+        return self._store.names(self._folder(path))
+
+    def _folder(self, path: str) -> str:
+        return self.full_path(path) if path else self.base_path.rstrip("/") or "/"
 
     def remove(self, path: str) -> None:
         """Delete the object; nothing happens when it is not there."""
@@ -153,7 +167,7 @@ class Location:
         else:
             environment = tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith("AWS_")))
             settings = tuple(sorted({**self.options, **self._secrets}.items()))
-            key = (os.getpid(), "s3", settings, environment, _credentials_files())
+            key = (os.getpid(), "s3", settings, environment, credentials_files())
         store = _STORES.get(key)
         if store is None:
             store = LocalStore() if self.is_local else _new_s3_store({**self.options, **self._secrets})
@@ -204,19 +218,6 @@ def open_location(url: str, *, options: Mapping[str, Any] | None = None) -> Loca
     }
     clean = "/".join(part for part in (bucket, *prefix.split("/")) if part)
     return Location(url=f"s3://{clean}", options=public, _secrets=secrets)
-
-
-def _credentials_files() -> tuple[float | None, ...]:
-    """When the files with credentials were written last: botocore reads them once, and a secret that Kubernetes
-    mounts is renewed in its place."""
-    times: list[float | None] = []
-    for variable, usual in (("AWS_SHARED_CREDENTIALS_FILE", "credentials"), ("AWS_CONFIG_FILE", "config")):
-        try:
-            file = Path(os.environ.get(variable) or f"~/.aws/{usual}").expanduser()
-            times.append(file.stat().st_mtime)
-        except (OSError, RuntimeError):  # none, or no home
-            times.append(None)
-    return tuple(times)
 
 
 def is_url(path: str) -> bool:

@@ -1,5 +1,6 @@
 """Objects in an S3 bucket through s3fs: one PUT or GET for a whole object, so none is ever seen torn."""
 
+import builtins
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ import s3fs
 from fsspec.asyn import sync
 from s3fs.core import S3_RETRYABLE_ERRORS
 
+from mvqkd.storage.entry import Entry
 from mvqkd.storage.errors import (
     BucketMissingError,
     ObjectMissingError,
@@ -153,21 +155,26 @@ class S3Store:
         with _translated(path):
             self._put(path, data)
 
-    def list(self, path: str) -> dict[str, int]:
-        """Names of the objects directly under the prefix and their sizes in bytes; may be empty."""
+    def list(self, path: str) -> dict[str, Entry]:
+        """The objects directly under the prefix by name; may be empty."""
         bucket, key = _split(path)
         prefix = f"{key}/" if key else ""
         request: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix, "Delimiter": "/"}
-        sizes: dict[str, int] = {}
+        found: dict[str, Entry] = {}
         with _translated(path):
             while True:
                 page = self.filesystem.call_s3("list_objects_v2", **request)
                 for entry in page.get("Contents", ()):
                     if entry["Key"] != prefix:
-                        sizes[entry["Key"].removeprefix(prefix)] = entry["Size"]
+                        written = entry["LastModified"].timestamp()
+                        found[entry["Key"].removeprefix(prefix)] = Entry(entry["Size"], written)
                 if not page.get("IsTruncated"):
-                    return dict(sorted(sizes.items()))
+                    return dict(sorted(found.items()))
                 request["ContinuationToken"] = page["NextContinuationToken"]
+
+    def names(self, path: str) -> "builtins.list[str]":
+        """The names alone, by the same requests."""
+        return [*self.list(path)]
 
     def remove(self, path: str) -> None:
         """Delete the object; nothing happens when it is not there."""

@@ -1,6 +1,7 @@
 """A tiny corpus and teacher, a run file for both, a finished run of it, and one Ray session for all tests."""
 
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -62,11 +63,12 @@ def done(corpus_root: Path, teacher_path: Path, tmp_path_factory: pytest.TempPat
 def ray_session(s3_server: S3Server) -> Iterator[None]:
     """One Ray cluster for the suite; its workers know the S3 server's credentials from their environment."""
     from mvqkd.pipeline.cluster.connect import cluster
-    from mvqkd.pipeline.run_config import ClusterConfig
+    from mvqkd.pipeline.run_sections import ClusterConfig
 
     settings = {
         **s3_server.environment,
-        "RAY_AUTH_MODE": "disabled",
+        "RAY_AUTH_MODE": "disabled",  # which a Ray that we start overrides
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",

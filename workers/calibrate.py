@@ -146,14 +146,7 @@ class Calibrator:
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         chunks = list(_chunks(sample, seconds=2 * self._batch_seconds))
-        began = time.perf_counter()
-        first = next(_chunks(sample, seconds=self._batch_seconds))
-        # The quantizer too: its search is compiled when it is first used.
-        warm_up = Sums(self._coder)
-        for _ in self._passed(iter([first]), warm_up):
-            pass
-        warm_up.code()
-        warm_up_s = time.perf_counter() - began
+        warm_up_s = self._warm_up(sample)
         sums = Sums(self._coder)
         least_s = min(LEAST_AUDIO_S, sum(cut.duration for cut in sample))
         began = time.perf_counter()
@@ -188,6 +181,15 @@ class Calibrator:
             teacher_wer=wer,
             teacher_wer_utterances=num_read,
         )
+
+    def _warm_up(self, sample: Sequence[MonoCut]) -> float:
+        """Seconds for a first batch. The quantizer too: its search is compiled when it is first used."""
+        began = time.perf_counter()
+        first, sums = next(_chunks(sample, seconds=self._batch_seconds)), Sums(self._coder)
+        for _ in self._passed(iter([first]), sums):
+            pass
+        sums.code()
+        return time.perf_counter() - began
 
     def _passed(self, chunks: Iterator[list[MonoCut]], sums: Sums, *, num_first: int = 1) -> Iterator[None]:
         """Embed and code chunk after chunk; yields after each utterance."""

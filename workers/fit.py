@@ -3,6 +3,7 @@
 Shape suffixes: F frames, D embedding dimension.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,8 @@ from mvqkd.models.quantizer import FitConfig, FitProgress, FitResult, fit_quanti
 from mvqkd.storage.errors import ObjectMissingError
 from mvqkd.storage.location import Location
 from mvqkd.workers.audio import AudioLoader
+from mvqkd.workers.batch_bound import find_batch_seconds
+from mvqkd.workers.cuts import UtteranceError
 from mvqkd.workers.embed import Embedder, EmbedderSettings
 from mvqkd.workers.feed import LeftOut
 from mvqkd.workers.loudness import measure_loudness
@@ -27,6 +30,8 @@ from mvqkd.workers.quantizer_record import QuantizerRecord, TrainingData, save_q
 from mvqkd.workers.sample import Sample
 from mvqkd.workers.teacher import choose_device
 
+BOUND_UTTERANCES = 64
+"""Whose audio is taken to find out how large batches should be."""
 STATE = "fit-state.safetensors"
 STATE_OF = "digest_of_fit"
 STATE_VERSION = 3
@@ -145,10 +150,22 @@ class QuantizerFitter:
             "config": asdict(config),
             "settings": self._settings,
             "training_data": data,
+            "batch_seconds": self._batch_seconds(sample),
         }
         record = save_quantizer(self._location, result.quantizer, facts)
         self._location.remove(STATE)
         return record
+
+    def _batch_seconds(self, sample: Sample) -> float | None:
+        """How large batches should be here; None where no audio can be had."""
+        if self._loader is None:
+            return None
+        waveforms = []
+        for cut in sample.train[:BOUND_UTTERANCES]:
+            with contextlib.suppress(UtteranceError):  # the fit has told of it
+                waveforms.append(self._loader(cut))
+        teacher = self._embedder.teacher
+        return find_batch_seconds(teacher, waveforms, device=self._device) if waveforms else None
 
     def _loudness(self, sample: Sample) -> dict[str, float] | None:
         if self._loader is None:

@@ -57,6 +57,7 @@ class QuantizerRecord:
         usage_entropy_bits: (N,), codebook_correlations: (N, N).
         history: the steps at which the loss was measured.
         steps, seconds: of the fit.
+        batch_seconds: how large a batch of the teacher should be on the device of the fit; None in older records.
     """
 
     id: str
@@ -76,6 +77,7 @@ class QuantizerRecord:
     history: list[dict[str, Any]]
     steps: int
     seconds: float
+    batch_seconds: float | None = None
 
     def contract(self, *, search: str) -> TableContract:
         """The contract of a table of this quantizer's codes.

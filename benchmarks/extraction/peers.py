@@ -38,7 +38,7 @@ def ray_data(work: Work, cuts: Any, folder: Path) -> dict[str, float]:
             _Coding,
             fn_constructor_args=(teacher, work.run, int(share.cpus)),
             batch_size=BATCH_UTTERANCES,
-            concurrency=share.workers,
+            compute=ray.data.ActorPoolStrategy(size=share.workers),
             num_cpus=share.cpus,
             num_gpus=share.gpus,
         )

@@ -16,11 +16,9 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from benchmarks.quantizer.run import device_name
 from benchmarks.teacher.gauges import (
@@ -31,41 +29,21 @@ from benchmarks.teacher.gauges import (
     peak_tflops,
     start_memory,
 )
-from benchmarks.teacher.shapes import RATE_HZ, SHAPES, Shape, operations, random_model, random_teacher
+from benchmarks.teacher.shapes import (
+    RATE_HZ,
+    SHAPES,
+    Shape,
+    operations,
+    parts_of,
+    random_model,
+    random_teacher,
+)
+from benchmarks.teacher.workloads import Workload, workloads
 from mvqkd.models.quantizer import SEARCHES, Coder, Quantizer
 from mvqkd.models.teachers.base import DTYPES, TransformersTeacher
+from mvqkd.models.teachers.products import Convolutions, convolutions_for
 
 DEFAULT_SECONDS = 80.0
-
-
-@dataclass(frozen=True)
-class Workload:
-    """A batch: its name and how long its utterances are."""
-
-    name: str
-    lengths_s: tuple[float, ...]
-
-    def waveforms(self) -> list[Tensor]:
-        """Noise, float32 ``(num_samples,)`` on the host."""
-        generator = torch.Generator().manual_seed(1)
-        return [0.1 * torch.randn(round(s * RATE_HZ), generator=generator) for s in self.lengths_s]
-
-    @property
-    def padding(self) -> float:
-        """Share of a padded batch that is not audio."""
-        return 1 - sum(self.lengths_s) / (len(self.lengths_s) * max(self.lengths_s))
-
-
-def workloads(seconds: float) -> list[Workload]:
-    """LibriSpeech has utterances of 12.3 s on average and 15 s for the most part; `seconds` scales them."""
-    near = tuple(seconds * (1 - 0.01 * i) for i in range(8))
-    mixed = tuple(seconds * (0.3 + 0.1 * i) for i in range(8))
-    return [
-        Workload(f"8 x {seconds:g} s", (seconds,) * 8),
-        Workload(f"32 x {seconds:g} s", (seconds,) * 32),
-        Workload(f"8 of {near[-1]:.3g} to {near[0]:.3g} s", near),
-        Workload(f"8 of {mixed[0]:.3g} to {mixed[-1]:.3g} s", mixed),
-    ]
 
 
 class Bench:
@@ -93,13 +71,20 @@ class Bench:
         self.left_out.append(what)
         return False
 
-    def ours(self, dtype: str, loads: list[Workload], *, compile: bool = False) -> TransformersTeacher | None:
-        """Measure our teacher in a dtype on all workloads."""
-        system = "ours, compiled" if compile else "ours"
+    def ours(
+        self,
+        dtype: str,
+        loads: list[Workload],
+        *,
+        compile: bool = False,
+        convolutions: Convolutions | None = None,
+    ) -> TransformersTeacher | None:
+        """Measure our teacher in a dtype on all workloads; with the device's convolutions where none are given."""
+        system = "ours, compiled" if compile else f"ours, {convolutions}" if convolutions else "ours"
         if not self.time_left(f"{system}, {dtype}"):
             return None
         start_memory(self.device)
-        teacher = random_teacher(self.shape, self.device, dtype, compile=compile)
+        teacher = random_teacher(self.shape, self.device, dtype, compile=compile, convolutions=convolutions)
         for load in loads:
             waveforms = load.waveforms()
             self.measure(system, dtype, load, lambda waveforms=waveforms: teacher.embed_batch(waveforms))
@@ -169,17 +154,8 @@ class Bench:
 
     def parts(self, teacher: TransformersTeacher, load: Workload) -> dict[str, float]:
         """Share of a call's time in each part of the model; the rest is what stands between them."""
-        model: Any = teacher._model
-        if self.shape.architecture == "whisper":
-            parts = {"front_end": [model.conv1, model.conv2], "layers": list(model.layers)}
-        else:
-            parts = {
-                "front_end": [model.feature_extractor, model.feature_projection],
-                "positions": list(teacher._position_stages),  # type: ignore[attr-defined]
-                "layers": list(model.encoder.layers),
-            }
         waveforms = load.waveforms()
-        clock = PartsClock(parts, self.device)
+        clock = PartsClock(parts_of(teacher, self.shape), self.device)
         seconds = median_seconds(lambda: teacher.embed_batch(waveforms), self.device, repeats=1, warm_up=0)
         return {name: round(each / seconds, 3) for name, each in clock.seconds().items()}
 
@@ -229,6 +205,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         del teacher
         gc.collect()
         if number == 0:
+            other: Convolutions = "library" if convolutions_for(device) == "products" else "products"
+            bench.ours(dtype, loads[:2], convolutions=other)
+            gc.collect()
             for load in (loads[0], loads[-1]):
                 bench.transformers(dtype, load, autocast=dtype != "float32")
             if dtype != "float32":
@@ -253,10 +232,11 @@ def main_figures(report: dict[str, Any]) -> dict[str, Any]:
     figures |= {name: value for name, value in ours.items() if name != "system"}
     for row in rows:
         if (row["dtype"], row["batch"]) == (ours["dtype"], ours["batch"]) and row is not ours:
-            name = "ours" if row["system"].startswith("ours") else "transformers"
-            ratio = round(row["ms"] / ours["ms"], 3)
-            key = "compiled_speed" if name == "ours" else f"speed_to_{row['system'].replace(', ', '_')}"
-            figures[key] = round(1 / ratio, 3) if name == "ours" else ratio
+            ratio = row["ms"] / ours["ms"]
+            if row["system"] == "ours, compiled":
+                figures["compiled_speed"] = round(1 / ratio, 3)
+            else:
+                figures[f"speed_to_{row['system'].replace(', ', '_')}"] = round(ratio, 3)
     return figures
 
 

@@ -23,6 +23,7 @@ from transformers import (
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from mvqkd.models.teachers.base import TeacherInfo, TransformersTeacher
+from mvqkd.models.teachers.products import Convolutions
 from mvqkd.models.teachers.waveform import WaveformTeacher, receptive_field
 from mvqkd.models.teachers.whisper import LogMel, WhisperTeacher
 
@@ -95,8 +96,15 @@ def random_model(shape: Shape, device: torch.device) -> PreTrainedModel:
         return model_class(config).eval().requires_grad_(False)
 
 
-def random_teacher(shape: Shape, device: torch.device, dtype: str, *, compile: bool) -> TransformersTeacher:
-    """Our teacher around such a model."""
+def random_teacher(
+    shape: Shape,
+    device: torch.device,
+    dtype: str,
+    *,
+    compile: bool,
+    convolutions: Convolutions | None = None,
+) -> TransformersTeacher:
+    """Our teacher around such a model; how convolutions are computed is the device's choice where it is not given."""
     model = random_model(shape, device)
     for module in list(model.modules()):
         if parametrize.is_parametrized(module, "weight"):
@@ -123,15 +131,41 @@ def random_teacher(shape: Shape, device: torch.device, dtype: str, *, compile: b
     infos = {shape.layer: info}
     if not whisper:
         model.encoder.layer_norm = nn.Identity()
-        return WaveformTeacher(model=model, infos=infos, device=device, normalize=True, compile=compile)
+        return WaveformTeacher(
+            model=model,
+            infos=infos,
+            device=device,
+            normalize=True,
+            compile=compile,
+            convolutions=convolutions,
+        )
     model.layer_norm = nn.Identity()
     extractor = WhisperFeatureExtractor(feature_size=config.num_mel_bins)
     log_mel = LogMel(
         mel_filters=extractor.mel_filters, n_fft=extractor.n_fft, hop_samples=extractor.hop_length
     )
     return WhisperTeacher(
-        model=model, infos=infos, device=device, log_mel=log_mel, window="short", compile=compile
+        model=model,
+        infos=infos,
+        device=device,
+        log_mel=log_mel,
+        window="short",
+        compile=compile,
+        convolutions=convolutions,
     )
+
+
+def parts_of(teacher: TransformersTeacher, shape: Shape) -> dict[str, list[nn.Module]]:
+    """The modules of each part of a teacher."""
+    model: Any = teacher._model
+    if shape.architecture == "whisper":
+        convolutions = [model.products] if hasattr(model, "products") else [model.conv1, model.conv2]
+        return {"front_end": convolutions, "layers": list(model.layers)}
+    return {
+        "front_end": [model.feature_extractor, model.feature_projection],
+        "positions": list(model.encoder.pos_conv_embed),
+        "layers": list(model.encoder.layers),
+    }
 
 
 def operations(shape: Shape, num_samples: int) -> float:

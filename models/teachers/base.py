@@ -5,7 +5,7 @@ Shape suffixes: B utterances, T frames, F frames of all utterances, D embedding 
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mvqkd.models.precision import full_float32_products
+from mvqkd.models.teachers import norms
 from mvqkd.models.teachers.batch import Audio, EmbeddedBatch, gather_audio, join_batch
 from mvqkd.models.teachers.errors import (
     NonFiniteEmbeddingError,
@@ -249,6 +250,20 @@ class TransformersTeacher(ABC):
         with flags, full_float32_products(), autocast:
             yield
 
+    def _prepare_layers(self, layers: nn.ModuleList, *, norm_first: bool, compile: bool) -> None:
+        """Make transformer layers fast on the device, in place.
+
+        Args:
+            norm_first: whether what their layer norms give is read by attention and feed-forward alone.
+            compile: run them through torch.compile when they are called: one graph for all, and for batches of all
+                shapes.
+        """
+        if compile:
+            for layer in layers:
+                layer.compile(dynamic=True)
+        elif norm_first and self._info.dtype != "float32" and self._device.type in norms.PRODUCT_NORMS:
+            norms.use_product_norms(layers, self._device, DTYPES[self._info.dtype])
+
     def _convolutions(self) -> AbstractContextManager[None]:
         """Around convolutions: on the CPU they are computed in float32, whatever the dtype of the teacher.
 
@@ -258,12 +273,6 @@ class TransformersTeacher(ABC):
         if self._device.type != "cpu":
             return nullcontext()
         return torch.autocast("cpu", enabled=False)
-
-
-def compile_layers(layers: Iterable[nn.Module]) -> None:
-    """Run equal layers through torch.compile when they are called: one graph for all, and for batches of all shapes."""
-    for layer in layers:
-        layer.compile(dynamic=True)
 
 
 def cast_weights(model: nn.Module, dtype: torch.dtype, *, convolutions: bool = True) -> None:

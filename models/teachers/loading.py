@@ -3,12 +3,11 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from transformers import PretrainedConfig, PreTrainedModel, WhisperFeatureExtractor
 
 from mvqkd.models.teachers.base import DTYPES, Teacher, TeacherInfo
 from mvqkd.models.teachers.checkpoint import (
@@ -19,6 +18,7 @@ from mvqkd.models.teachers.checkpoint import (
 )
 from mvqkd.models.teachers.errors import TeacherLoadError
 from mvqkd.models.teachers.families import FAMILIES
+from mvqkd.models.teachers.lean import meta_norms, transformers_class
 from mvqkd.models.teachers.preprocessor import sample_rate_hz_of
 from mvqkd.models.teachers.waveform import WaveformTeacher, receptive_field
 from mvqkd.models.teachers.whisper import (
@@ -28,6 +28,9 @@ from mvqkd.models.teachers.whisper import (
     WhisperTeacher,
     WhisperWindow,
 )
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 # Part of every fingerprint: to be raised when the computation of embeddings changes on purpose.
 _COMPUTATION_VERSION = 1
@@ -135,7 +138,7 @@ def _checked_layers(
 
 def _load_waveform(
     checkpoint: Checkpoint,
-    config: PretrainedConfig,
+    config: "PretrainedConfig",
     *,
     layers: tuple[int, ...],
     num_layers: int,
@@ -187,7 +190,7 @@ def _load_waveform(
 
 def _load_whisper(
     checkpoint: Checkpoint,
-    config: PretrainedConfig,
+    config: "PretrainedConfig",
     *,
     layers: tuple[int, ...],
     num_layers: int,
@@ -203,7 +206,7 @@ def _load_whisper(
         )
     preprocessor = dict(checkpoint.preprocessor or {})
     sample_rate_hz_of(preprocessor, architecture="whisper", name=checkpoint.name)
-    extractor = WhisperFeatureExtractor(
+    extractor = transformers_class("models.whisper.feature_extraction_whisper", "WhisperFeatureExtractor")(
         feature_size=config.num_mel_bins,
         **{key: preprocessor[key] for key in ("sampling_rate", "hop_length", "n_fft") if key in preprocessor},
     )
@@ -252,16 +255,17 @@ def _infos(highest: TeacherInfo, digests: Mapping[int, str]) -> dict[int, Teache
     return {layer: replace(highest, layer=layer, fingerprint=digest) for layer, digest in digests.items()}
 
 
-def _build(architecture: str, config: PretrainedConfig) -> PreTrainedModel:
+def _build(architecture: str, config: "PretrainedConfig") -> "PreTrainedModel":
     """The encoder without memory for its weights."""
     # WavLM has attention of its own, which its teacher replaces.
     config._attn_implementation = "eager" if architecture == "wavlm" else "sdpa"
-    with torch.device("meta"):
-        return FAMILIES[architecture].model_class(config)
+    model_class = FAMILIES[architecture].model_class
+    with torch.device("meta"), meta_norms():
+        return model_class(config)
 
 
 def _fill(
-    model: PreTrainedModel, checkpoint: Checkpoint, settings: Mapping[str, Any], layers: Sequence[int]
+    model: "PreTrainedModel", checkpoint: Checkpoint, settings: Mapping[str, Any], layers: Sequence[int]
 ) -> dict[int, str]:
     """Give the encoder its weights; returns the fingerprint of the teacher of each layer."""
     family = FAMILIES[settings["model_type"]]
@@ -285,7 +289,7 @@ def _fill(
     return digests
 
 
-def _settings(config: PretrainedConfig, *, dtype: str) -> dict[str, Any]:
+def _settings(config: "PretrainedConfig", *, dtype: str) -> dict[str, Any]:
     """What of the settings is in every fingerprint, to which the layer is added."""
     settings = {key: getattr(config, key) for key in _FINGERPRINT_KEYS if hasattr(config, key)}
     return settings | {"dtype": dtype, "computation": _COMPUTATION_VERSION}

@@ -1,8 +1,9 @@
 """The Whisper encoder as a teacher, with 30-second windows or windows as short as the utterance.
 
-Shape suffixes: B utterances, T frames, D channels, M mel bins, F frequencies of the spectrum.
+Shape suffixes: B utterances, S samples, T frames, D channels, M mel bins, F frequencies of the spectrum.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -10,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mvqkd.models.teachers.base import TeacherInfo, TransformersTeacher, compile_layers
-from mvqkd.models.teachers.batch import Audio, pad_frames, states_after
+from mvqkd.models.teachers.base import TeacherInfo, TransformersTeacher
+from mvqkd.models.teachers.batch import Audio, numbers_on, pad_frames, states_after
+from mvqkd.models.teachers.products import Convolutions, PaddedProducts, convolutions_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,7 +27,7 @@ SILENCE_STRETCH_FRAMES = 32
 
 
 class LogMel(nn.Module):
-    """Whisper's log-mel spectrogram of one utterance, as ``transformers.WhisperFeatureExtractor`` makes it.
+    """Whisper's log-mel spectrograms, as ``transformers.WhisperFeatureExtractor`` makes them.
 
     Args:
         mel_filters: float ``(n_fft // 2 + 1, num_mel_bins)``, the feature extractor's filter bank.
@@ -44,19 +46,18 @@ class LogMel(nn.Module):
         self.register_buffer("filters_MF", filters_MF, persistent=False)
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
 
-    def forward(self, waveform: Tensor, num_frames: int) -> Tensor:
-        """Waveform ``(num_samples,)``, silence appended, to ``(num_mel, num_frames)``.
+    def forward(self, waveforms: Sequence[Tensor], num_frames: int) -> Tensor:
+        """Waveforms ``(num_samples,)``, silence appended, to ``(B, num_mel, num_frames)``.
 
-        The floor, 8 (80 dB) below the maximum, is the utterance's own.
+        The floor, 8 (80 dB) below the maximum, is each utterance's own.
         """
-        padding = num_frames * self.hop_samples - waveform.numel()
-        padded = nn.functional.pad(waveform, (0, padding))
-        spectrum_FT = torch.stft(
-            padded, self.n_fft, self.hop_samples, window=self.window, return_complex=True
-        )
-        power_FT = spectrum_FT[:, :-1].abs().square()
-        log_MT = (self.filters_MF @ power_FT).clamp(min=1e-10).log10()
-        return (torch.maximum(log_MT, log_MT.max() - 8.0) + 4.0) / 4.0
+        x_BS = nn.utils.rnn.pad_sequence(list(waveforms), batch_first=True)
+        x_BS = nn.functional.pad(x_BS, (0, num_frames * self.hop_samples - x_BS.shape[1]))
+        spectrum_BFT = torch.stft(x_BS, self.n_fft, self.hop_samples, window=self.window, return_complex=True)
+        power_BFT = spectrum_BFT[:, :, :-1].abs().square()
+        log_BMT = (self.filters_MF @ power_BFT).clamp(min=1e-10).log10()
+        floor_B11 = log_BMT.amax(dim=(1, 2), keepdim=True) - 8.0
+        return (torch.maximum(log_BMT, floor_B11) + 4.0) / 4.0
 
 
 class WhisperTeacher(TransformersTeacher):
@@ -80,56 +81,75 @@ class WhisperTeacher(TransformersTeacher):
         log_mel: LogMel,
         window: WhisperWindow,
         compile: bool = False,
+        convolutions: Convolutions | None = None,
     ) -> None:
         super().__init__(model=model, infos=infos, device=device)
         self._log_mel = log_mel.to(device)
         self._window = window
-        if compile:
-            compile_layers(model.layers)
+        self._products: PaddedProducts | None = None
+        if (convolutions or convolutions_for(device)) == "products":
+            # In the model, so that it moves with it.
+            self._products = model.products = PaddedProducts([model.conv1, model.conv2])
+        self._prepare_layers(model.layers, norm_first=True, compile=compile)
 
     def num_frames(self, num_samples: int) -> int:
         """Number of frames T that a waveform of ``num_samples`` samples gives: those that start in it."""
         return -(-num_samples // self._info.frame_shift_samples)
 
     def _states(self, audio: Audio, layers: Sequence[int]) -> list[Tensor]:
-        inputs = [self._front_end(waveform) for waveform in audio.waveforms()]
-        x_BTD, _ = pad_frames([x_TD for x_TD, _ in inputs])
+        waveforms = audio.waveforms()
+        # A GPU waits for what it is told when there is little to do at once; a CPU need not compute padding.
+        together = [waveforms] if self._device.type == "cuda" else [[each] for each in waveforms]
+        inputs = [self._front_end(each) for each in together]
+        x_BTD, _ = pad_frames([x_TD for own_BTD, _ in inputs for x_TD in own_BTD])
         bias_B11T = None
         if self._window == "short":
             bias_BT = nn.utils.rnn.pad_sequence(
-                [log_count_T for _, log_count_T in inputs], batch_first=True, padding_value=-torch.inf
+                [log_count_T for _, own_BT in inputs for log_count_T in own_BT],
+                batch_first=True,
+                padding_value=-torch.inf,
             )
             bias_B11T = bias_BT[:, None, None, :]
         return states_after(
             layers, self._model.layers, x_BTD, lambda layer, x_BTD: layer(x_BTD, attention_mask=bias_B11T)
         )
 
-    def _front_end(self, waveform: Tensor) -> tuple[Tensor, Tensor]:
-        """Waveform ``(num_samples,)`` of one utterance to what the first layer reads.
-
-        Computed on each utterance alone, so that no convolution sees a neighbour's padding.
+    def _front_end(self, waveforms: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Waveforms ``(num_samples,)`` to what the first layer reads.
 
         Returns:
-            Frames ``(T, D)``, the utterance's first; and the logarithm of how many frames each stands for,
-            ``(T,)``.
+            Frames ``(B, T, D)``, an utterance's first; and the logarithm of how many frames each stands for,
+            ``(B, T)``, minus infinity where there is none.
         """
-        model = self._model
-        window_frames = model.config.max_source_positions
-        kept_frames = window_frames
+        window, device = self._model.config.max_source_positions, waveforms[0].device
+        kept = [window] * len(waveforms)
         if self._window == "short":
-            kept_frames = min(window_frames, self.num_frames(waveform.numel()) + SILENCE_EDGE_FRAMES)
+            kept = [min(window, self.num_frames(len(w)) + SILENCE_EDGE_FRAMES) for w in waveforms]
         # One frame more than is kept: the last one kept then sees the silent spectrogram that it sees in a
-        # 30-second window, not the convolutions' zero padding.
-        with torch.autocast(waveform.device.type, enabled=False):
-            mel_MT = self._log_mel(waveform, 2 * min(window_frames, kept_frames + 1))
+        # 30-second window, not the convolutions' zero padding. Those of the shorter ones see more silence.
+        with torch.autocast(device.type, enabled=False):
+            mel_BMT = self._log_mel(waveforms, 2 * min(window, max(kept) + 1))
         with self._convolutions():
-            x_1DT = nn.functional.gelu(model.conv1(mel_MT[None]))
-            x_TD = nn.functional.gelu(model.conv2(x_1DT))[0].T[:kept_frames]
+            x_BTD = self._convolved(mel_BMT)
 
         # Made where they are used: copies of lists would make the host wait for the device.
-        starts_T = torch.arange(kept_frames, window_frames, SILENCE_STRETCH_FRAMES, device=x_TD.device)
-        counts_T = (window_frames - starts_T).clamp(max=SILENCE_STRETCH_FRAMES)
-        x_TD = torch.cat([x_TD, x_TD[-1:].expand(len(starts_T), -1)])
-        own_T = torch.arange(kept_frames, device=x_TD.device)
-        x_TD = x_TD + model.embed_positions.weight[torch.cat([own_T, starts_T + counts_T // 2])]
-        return x_TD, torch.cat([torch.ones_like(own_T), counts_T]).to(x_TD.dtype).log()
+        kept_B1 = numbers_on(kept, device)[:, None]
+        rows = max(each + math.ceil((window - each) / SILENCE_STRETCH_FRAMES) for each in kept)
+        row_T = torch.arange(rows, device=device)
+        start_BT = kept_B1 + (row_T - kept_B1) * SILENCE_STRETCH_FRAMES
+        count_BT = (window - start_BT).clamp(0, SILENCE_STRETCH_FRAMES)
+        is_own_BT = row_T < kept_B1
+        position_BT = torch.where(is_own_BT, row_T, start_BT + count_BT // 2).clamp(max=window - 1)
+        frame_BT = torch.minimum(row_T, kept_B1 - 1)
+        x_BTD = x_BTD.gather(1, frame_BT[:, :, None].expand(-1, -1, x_BTD.shape[2]))
+        x_BTD = x_BTD + self._model.embed_positions.weight[position_BT]
+        return x_BTD, torch.where(is_own_BT, 1, count_BT).to(x_BTD.dtype).log()
+
+    def _convolved(self, mel_BMT: Tensor) -> Tensor:
+        """Spectrograms (B, M, T) to frames (B, T, D), half as many."""
+        model = self._model
+        if self._products is not None:
+            with torch.autocast(mel_BMT.device.type, enabled=False):
+                return self._products(mel_BMT.transpose(1, 2))
+        x_BDT = nn.functional.gelu(model.conv1(mel_BMT))
+        return nn.functional.gelu(model.conv2(x_BDT)).transpose(1, 2)

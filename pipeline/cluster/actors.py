@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import threading
 import time
 from typing import Any
@@ -10,6 +11,7 @@ import ray
 
 from mvqkd.pipeline.cluster.metrics import Labels, WorkerMetrics
 from mvqkd.pipeline.cluster.pool import Note, WorkerSettings
+from mvqkd.storage.no_pandas import leave_pandas_out
 
 NOTE_EVERY_S = 1.0
 GOODBYE_S = 5.0
@@ -26,12 +28,14 @@ class WorkerActor:
     """
 
     def __init__(self, settings: WorkerSettings, board: Any, run: str = "") -> None:
+        leave_pandas_out()
         self._leaving = threading.Event()
         # This is the main thread, the only one that may; and before anything slow, so that it is heard at any time.
         signal.signal(signal.SIGTERM, lambda *_: self._leave())
         self._settings = settings
         self._metrics = WorkerMetrics(Labels.of(settings, run))
         self._board, self._key = board, ray.get_runtime_context().get_actor_id()
+        self._name = f"{socket.gethostname()}/{os.getpid()}"
         self._next_note = 0.0
         self._lock = threading.Lock()
         self._num_in_hand, self._let_go = 0, threading.Condition()
@@ -61,11 +65,11 @@ class WorkerActor:
 
         def note(now: Note) -> None:
             self._check_leaving()
-            last[:] = [now]
+            last[:] = [{**now, "worker": self._name}]
             with self._lock:
                 if time.monotonic() >= self._next_note:
                     self._next_note = time.monotonic() + NOTE_EVERY_S
-                    self._board.put.remote(self._key, now)
+                    self._board.put.remote(self._key, last[0])
                     self._metrics.note(now)
 
         result = self._worker.run(item, last_attempt=last_attempt, note=note)

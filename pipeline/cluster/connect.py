@@ -3,17 +3,19 @@
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+import ray._private.parameter
+from ray.exceptions import AuthenticationError, RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from mvqkd.pipeline.cluster.environment import check_local_environment, ray_temp_dir
+from mvqkd.pipeline.cluster.environment import local_environment, ray_temp_dir
 from mvqkd.pipeline.cluster.pool import Resources, Share
 from mvqkd.pipeline.cluster.progress_board import ProgressBoard
-from mvqkd.pipeline.run_config import ClusterConfig
+from mvqkd.pipeline.run_sections import ClusterConfig
 from mvqkd.pipeline.show.progress import say
 
 LOCAL_STARTS = 3
@@ -24,8 +26,8 @@ ANSWER_TIMEOUT_S = 10.0
 def cluster(config: ClusterConfig) -> Iterator[None]:
     """A connection to Ray for the time of the block; one that exists already is used and kept.
 
-    `local` starts Ray in this process, without a dashboard and with the loopback address; other addresses are
-    joined.
+    `local` starts Ray below this process, without a dashboard, with all its ports on the loopback interface and behind
+    a token, whatever the environment says; other addresses are joined, as the environment says.
 
     Raises:
         ConnectionError: no cluster answers at `cluster.address`.
@@ -37,32 +39,33 @@ def cluster(config: ClusterConfig) -> Iterator[None]:
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if config.address == "local":
-        _start_local(config.num_cpus)
-    else:
-        _join(config.address)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    with local_environment() if config.address == "local" else nullcontext():
+        if config.address == "local":
+            _start_local(config.num_cpus)
+        else:
+            _join(config.address)
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 def _start_local(num_cpus: int | None) -> None:
-    """Start Ray in this process. Ray gives its own parts 30 s to come up; on a loaded machine that may need a
+    """Start Ray below this process. Ray gives its own parts 30 s to come up; on a loaded machine that may need a
     second try."""
-    check_local_environment()
     temp_dir = ray_temp_dir()
     for attempt in range(1, LOCAL_STARTS + 1):
         try:
-            ray.init(
-                address="local",
-                num_cpus=num_cpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="ERROR",
-                _node_ip_address="127.0.0.1",
-                _temp_dir=temp_dir,
-            )
+            with _any_agent_port():
+                ray.init(
+                    address="local",
+                    num_cpus=num_cpus,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level="ERROR",
+                    _node_ip_address="127.0.0.1",
+                    _temp_dir=temp_dir,
+                )
             return
         except Exception as error:
             # Ray has no class for this error.
@@ -76,6 +79,18 @@ def _start_local(num_cpus: int | None) -> None:
                 ) from error
 
 
+@contextmanager
+def _any_agent_port() -> Iterator[None]:
+    """Let the dashboard's agent take any free port. `ray start` has an option for it, `ray.init` has none, and beside
+    another Ray the agent tries its usual port for a while before it does without."""
+    usual = ray._private.parameter.RayParams
+    ray._private.parameter.RayParams = partial(usual, dashboard_agent_listen_port=0)
+    try:
+        yield
+    finally:
+        ray._private.parameter.RayParams = usual
+
+
 def _join(address: str) -> None:
     host, separator, port = address.removeprefix("ray://").rpartition(":")
     try:
@@ -83,6 +98,11 @@ def _join(address: str) -> None:
             # Ray itself tries an address where nobody answers for minutes.
             socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_TIMEOUT_S).close()
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except AuthenticationError as error:
+        raise ConnectionError(
+            f"cluster.address {address}: the cluster asks for a token, or refuses this one; set RAY_AUTH_MODE=token "
+            "and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH, a file) to those of the cluster"
+        ) from error
     # OverflowError: a port above 65,535. ValueError: what is no address at all, and versions that do not fit.
     except (OSError, ValueError, OverflowError, RuntimeError) as error:
         lines = str(error).splitlines() or [type(error).__name__]

@@ -23,7 +23,7 @@ from mvqkd.pipeline.cluster.metrics import DriverMetrics, Labels
 from mvqkd.pipeline.cluster.outage import Outage
 from mvqkd.pipeline.cluster.pool import Note, Outcome, Resources, Share, Watch, WorkerSettings
 from mvqkd.pipeline.errors import PoolError
-from mvqkd.pipeline.run_config import ClusterConfig
+from mvqkd.pipeline.run_sections import ClusterConfig
 from mvqkd.storage.errors import StoreOutageError
 
 if TYPE_CHECKING:

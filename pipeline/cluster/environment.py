@@ -1,7 +1,7 @@
-"""What a Ray of this process needs of the machine: a place for its sockets, a token, and nothing of `uv run`.
+"""What a Ray of this process needs of the machine: a place for its sockets, a token, closed doors.
 
-Each is arranged here where it can be, or refused with the variable's name. Both functions come before `ray.init` of a
-local Ray; a cluster that is joined has its own environment.
+Each is arranged here where it can be, or refused with the variable's name. `local_environment` and `ray_temp_dir` are
+for a Ray that we start; a cluster that is joined has its own environment.
 """
 
 import contextlib
@@ -10,8 +10,12 @@ import secrets
 import stat
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from mvqkd.pipeline.run_sections import ClusterConfig
 
 LONGEST_SOCKET = 107 if sys.platform.startswith("linux") else 103
 """Bytes of a socket's path that the operating system takes."""
@@ -20,26 +24,86 @@ LONGEST_SOCKET = 107 if sys.platform.startswith("linux") else 103
 _BELOW_TEMP_DIR = len("/session_2026-01-31_23-59-59_123456_1234567/sockets/plasma_store")
 LONGEST_TEMP_DIR = LONGEST_SOCKET - _BELOW_TEMP_DIR
 
+METRICS = "RAY_enable_metrics_collection"
 SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 
 
-def check_local_environment() -> None:
-    """Make a local Ray independent of the home folder and of `uv run`.
+def in_ray_job() -> bool:
+    """Whether this process is the driver of a job that was submitted to a cluster."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
-    Ray protects a local cluster by a token that it writes to `~/.ray`; where that cannot be, this process gets one that
-    is written nowhere. Under `uv run` Ray would pack the working folder and build the environment anew for every
-    worker, which on one machine is of no use and fails on large files.
+
+def as_in_job(config: ClusterConfig) -> ClusterConfig:
+    """What `cluster` means here: the driver of a job works on the cluster that runs the job, and `local`, which
+    would start a second Ray on the head node, is that one."""
+    return (
+        config.model_copy(update={"address": "auto"})
+        if config.address == "local" and in_ray_job()
+        else config
+    )
+
+
+@contextmanager
+def local_environment() -> Iterator[None]:
+    """The environment of a local Ray, whatever this process has; what was before is put back at the end.
+
+    - Token authentication, so that nobody runs or reads anything without the token. It is the one that
+      RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or `~/.ray/auth_token` names, else one that is written nowhere.
+    - Every port on the loopback interface. Ray takes 127.0.0.1 for the node's address only where it does without
+      clusters, as it does on macOS; elsewhere it turns it into the address that other machines reach, and listens on
+      all interfaces.
+    - No port for metrics, which has no authentication: RAY_enable_metrics_collection=1 brings it back, on loopback.
+    - Nothing of `uv run`: Ray would pack the working folder and build the environment anew for every worker, which on
+      one machine is of no use and fails on large files. RAY_ENABLE_UV_RUN_RUNTIME_ENV=1 brings it back.
 
     Raises:
         ConnectionError: RAY_AUTH_TOKEN_PATH names a file that cannot be read.
     """
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    constants = sys.modules.get("ray._private.ray_constants")
-    if constants is not None:  # Ray read the variable when it was imported
-        wanted = os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"].lower() in ("1", "true")
-        constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = wanted  # type: ignore[attr-defined]
-    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token" or os.environ.get("RAY_AUTH_TOKEN"):
+    settings = {"RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    if not _has_token():
+        settings["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    defaults = {METRICS: "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+    if not _is_true(os.environ.get(METRICS, "0")):
+        # Of the autoscaler and the dashboard, which have no such switch; they log that they cannot listen there.
+        settings |= {"AUTOSCALER_METRIC_PORT": "-1", "DASHBOARD_METRIC_PORT": "-1"}
+    settings |= {name: os.environ.get(name, value) for name, value in defaults.items()}
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    _tell_ray()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        _tell_ray()
+
+
+def _tell_ray() -> None:
+    """Ray reads these variables when it is imported."""
+    constants: Any = sys.modules.get("ray._private.ray_constants")
+    if constants is None:
         return
+    constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = _is_true(os.environ.get("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "1"))
+    constants.ENABLE_RAY_CLUSTER = _is_true(
+        os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", str(not constants.IS_WINDOWS_OR_OSX))
+    )
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _is_true(value: str) -> bool:
+    return value.lower() in ("1", "true")
+
+
+def _has_token() -> bool:
+    """Whether Ray finds a token by itself."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return True
     named = os.environ.get("RAY_AUTH_TOKEN_PATH")
     if named:
         if not _is_readable(Path(named)):
@@ -47,18 +111,11 @@ def check_local_environment() -> None:
                 f"RAY_AUTH_TOKEN_PATH: {named} cannot be read; unset it, or write the file with "
                 "`ray get-auth-token --generate`"
             )
-        return
-    if not _home_has_or_takes_token():
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-
-
-def _home_has_or_takes_token() -> bool:
+        return True
     try:
-        folder = Path.home() / ".ray"
+        return _is_readable(Path.home() / ".ray" / "auth_token")
     except RuntimeError:  # a user without a home, as in some containers
         return False
-    token = folder / "auth_token"
-    return _is_readable(token) if token.exists() else takes_files(folder)
 
 
 def ray_temp_dir(fallbacks: Sequence[str] = SHORT_FOLDERS) -> str | None:

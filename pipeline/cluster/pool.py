@@ -14,9 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from mvqkd.pipeline.cluster.environment import as_in_job
 from mvqkd.pipeline.cluster.outage import Outage
 from mvqkd.pipeline.errors import PoolError
-from mvqkd.pipeline.run_config import ClusterConfig
+from mvqkd.pipeline.run_sections import ClusterConfig
 from mvqkd.storage.errors import StoreOutageError
 
 if TYPE_CHECKING:
@@ -155,6 +156,7 @@ def open_pool(config: ClusterConfig, *, run: str = "") -> Iterator[Pool]:
     from mvqkd.pipeline.cluster.connect import cluster
     from mvqkd.pipeline.cluster.dispatch import RayPool
 
+    config = as_in_job(config)
     on_sigterm = signal.getsignal(signal.SIGTERM)
     with cluster(config):
         if threading.current_thread() is threading.main_thread():

@@ -36,13 +36,8 @@ def calibrate_stage(run: Run, seconds: float = SECONDS) -> dict[str, Any]:
     from mvqkd.workers.domain import warnings_of
     from mvqkd.workers.sample import draw_cuts
 
-    cuts = draw_cuts(
-        plan.location,
-        plan.shards,
-        hours=min(SAMPLE_HOURS, plan.hours * 1.01),
-        seed=SEED,
-        max_shards=SAMPLE_SHARDS,
-    )
+    hours = min(SAMPLE_HOURS, plan.hours * 1.01)
+    cuts = draw_cuts(plan.location, plan.shards, hours=hours, seed=SEED, max_shards=SAMPLE_SHARDS)
     if not cuts:
         raise StageError(f"{plan.location.url}: no utterance came into the sample; the plan has too few")
     # By id they would come speaker by speaker.
@@ -50,7 +45,7 @@ def calibrate_stage(run: Run, seconds: float = SECONDS) -> dict[str, Any]:
     with open_pool(run.config.cluster, run=run.name) as pool, ExitStack() as bars:
         share = extract_share(run, pool.resources)
         settings = CalibrateSettings(
-            embedder=embedder_settings(run, share),
+            embedder=embedder_settings(run, share, record),
             quantizer=None if record is None else run.quantizer,
             seconds=seconds,
             search=run.config.extract.search,

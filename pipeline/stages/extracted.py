@@ -47,7 +47,7 @@ class Extracted:
             found = cls._kept(run, table)
         except (KeyError, TypeError, ValueError) as error:
             # What it says can be found again, so it stops nobody.
-            say(f"{run.root.full_url(STATE)}: damaged ({error}); the table is counted anew")
+            say(f"{run.reports.root.full_url(STATE)}: damaged ({error}); the table is counted anew")
             found = None
         if found is not None and found.shards <= set(shard_names(sizes)):
             found.read_footers(sizes)
@@ -61,13 +61,13 @@ class Extracted:
     def _kept(cls, run: Run, table: IndexTable) -> "Extracted | None":
         """What `save` kept, if it is of this table."""
         try:
-            state: dict[str, Any] = read_json(run.root, STATE)
+            state: dict[str, Any] = read_json(run.reports.root, STATE)
         except ObjectMissingError:
             return None
         if (state["table"], state["contract"]) != (table.location.url, table.contract.digest()):
             return None
         total = SummaryTotal(table.contract)
-        total.add(ShardSummary.from_dict(state["total"], where=run.root.full_url(STATE)))
+        total.add(ShardSummary.from_dict(state["total"], where=run.reports.root.full_url(STATE)))
         return cls(
             table=table,
             total=total,
@@ -88,7 +88,7 @@ class Extracted:
             "num_failures": self.num_failures,
             "num_left_out": self.num_left_out,
         }
-        write_json(run.root, STATE, state)
+        write_json(run.reports.root, STATE, state)
 
     def add(self, name: str, summary: ShardSummary) -> None:
         """Count a shard, once."""

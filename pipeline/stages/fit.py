@@ -14,11 +14,17 @@ from mvqkd.workers.quantizer_record import NAME, QuantizerRecord, load_record
 
 
 def fit_stage(run: Run) -> dict[str, Any]:
-    """Fit the quantizer, or return the figures of the one that is there.
+    """Fit the quantizer of each table, or return the figures of those that are there; further ones under `tables`.
 
     Raises:
-        StageError: the one that is there was fitted with other settings, or the fit failed.
+        StageError: one that is there was fitted with other settings, or a fit failed.
     """
+    summary = _fit(run)
+    more = {str(each.table_name): _fit(each) for each in run.more_tables()}
+    return {**summary, "tables": more} if more else summary
+
+
+def _fit(run: Run) -> dict[str, Any]:
     plan = need_plan(run, "train")
     if run.quantizer.exists(f"{NAME}.json"):
         record = load_record(run.quantizer)

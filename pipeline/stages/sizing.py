@@ -4,7 +4,9 @@ from pathlib import Path
 
 from mvqkd.pipeline.cluster.pool import Resources, Share
 from mvqkd.pipeline.run_folder import Run
+from mvqkd.workers.batch_bound import DEFAULT_SECONDS
 from mvqkd.workers.embed import EmbedderSettings
+from mvqkd.workers.quantizer_record import QuantizerRecord
 from mvqkd.workers.teacher import TeacherConfig
 
 MOST_THREADS = 8
@@ -48,13 +50,20 @@ def decode_share(run: Run, have: Resources) -> Share:
     )
 
 
-def embedder_settings(run: Run, share: Share) -> EmbedderSettings:
-    """Of the workers that run the teacher."""
+def embedder_settings(run: Run, share: Share, record: QuantizerRecord | None = None) -> EmbedderSettings:
+    """Of the workers that run the teacher.
+
+    Args:
+        record: of the quantizer, whose fit found out how large batches should be, if `extract.batch_seconds` is `auto`.
+            The fit itself has none.
+    """
+    wanted, found = run.config.extract.batch_seconds, None if record is None else record.batch_seconds
+    auto = max(found or DEFAULT_SECONDS, run.config.corpus.max_duration_s)
     return EmbedderSettings(
         teacher=_for_workers(run.config.teacher, share),
         root=run.corpus_root,
         options=run.config.storage.options,
-        batch_seconds=run.config.extract.batch_seconds,
+        batch_seconds=auto if wanted == "auto" else wanted,
         decode_threads=run.config.extract.decode_threads,
         compute_threads=max(1, int(share.cpus)),
     )

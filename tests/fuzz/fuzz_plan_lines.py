@@ -13,7 +13,7 @@ from mvqkd.workers.corpus.lines import CutLines
 from mvqkd.workers.corpus.paths import full_root
 from tests.fuzz.json_mutations import mutate, spoil
 
-ROOTS = (None, "/data/corpus", "/", "/a/../b", "/a//b", "s3://bucket/corpus", "relative/root")
+ROOTS = ("/data/corpus", "/data/corpus", None, "/", "/a/../b", "/a//b", "s3://bucket/corpus", "relative/root")
 PATHS = (
     *("audio/u0.wav", "/data/corpus/audio/u0.wav", "/elsewhere/u0.wav", "./u0.wav", "a/../u0.wav", "a//u0.wav"),
     *("/data/corpus//u0.wav", "/data/corpus/./u0.wav", "/data/corpus/", "/data/corpusu0.wav", "~/u0.wav"),
@@ -61,19 +61,20 @@ def _cut(data: st.DataObject) -> Any:
     draw = data.draw
     cut: Any = copy.deepcopy(BASE)
     recording, supervision = cut["recording"], cut["supervisions"][0]
-    recording["sources"][0]["source"] = draw(st.sampled_from(PATHS))
+    if draw(st.booleans()):
+        recording["sources"][0]["source"] = draw(st.sampled_from(PATHS))
     if draw(st.booleans()):
         del recording["channel_ids"]
-    if draw(st.integers(0, 3)) == 0:
+    if draw(st.integers(0, 5)) == 0:
         stereo = draw(st.sampled_from(([0, 1], [1, 0], [2], [0, 0], [])))
         recording["sources"][0]["channels"] = stereo
         recording["channel_ids"] = draw(st.sampled_from((stereo, sorted(stereo), None)))
     for of in (cut, recording, supervision):
-        if draw(st.integers(0, 2)) == 0:
+        if draw(st.integers(0, 5)) == 0:
             key = draw(st.sampled_from(("start", "duration", "sampling_rate", "num_samples", "channel")))
             if key in of:
                 of[key] = draw(st.sampled_from(NUMBERS))
-    for _ in range(draw(st.integers(0, 2))):
+    for _ in range(draw(st.sampled_from((0, 0, 1, 2)))):
         cut = mutate(cut, draw)
     return cut
 

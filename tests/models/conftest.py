@@ -22,6 +22,15 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return folders
 
 
+@pytest.fixture(params=["library", "products"])
+def convolutions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Teachers on the CPU compute their convolutions in each way, of which GPUs take the second."""
+    from mvqkd.models.teachers import products
+
+    monkeypatch.setitem(products.CONVOLUTIONS, "cpu", request.param)
+    return request.param
+
+
 @pytest.fixture
 def one_thread():
     """More threads only wait for each other on frames as few as those of the tests of benchmarks."""

@@ -9,6 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.teacher import __main__ as benchmark
+from benchmarks.teacher import variants
 from benchmarks.teacher.gauges import peak_tflops
 from benchmarks.teacher.shapes import SHAPES, operations, random_teacher
 
@@ -24,8 +25,12 @@ def run(monkeypatch, capsys, *arguments: str) -> tuple[list[str], dict]:
 
 def test_figures_of_a_small_run(monkeypatch, capsys, one_thread):
     lines, report = run(monkeypatch, capsys, "--json")
-    assert [row["system"] for row in report["rows"]] == ["ours"] * 4 + ["transformers"] * 2
-    assert len(lines) == 6 and not report["left_out"]
+    assert [row["system"] for row in report["rows"]] == [
+        *["ours"] * 4,
+        *["ours, products"] * 2,
+        *["transformers"] * 2,
+    ]
+    assert len(lines) == 8 and not report["left_out"]
     row = report["rows"][0]
     assert row["batch"] == "8 x 0.5 s" and row["padding"] == 0 and row["share_of_peak"] is None
     assert row["hours_per_hour"] == pytest.approx(4.0 / (row["ms"] / 1000), rel=0.01)
@@ -35,10 +40,23 @@ def test_figures_of_a_small_run(monkeypatch, capsys, one_thread):
     assert set(report["matmul_tflops"]) == {"float32"}
 
 
+def test_ways_beside_each_other(monkeypatch, capsys, one_thread):
+    monkeypatch.setattr(
+        sys, "argv", ["benchmarks.teacher.variants", *SMALL[:-3], "--repeats", "1", "--dtype", "bfloat16"]
+    )
+    assert variants.main() == 0
+    ways = json.loads(capsys.readouterr().out.splitlines()[-1])["ways"]
+    assert set(ways) == set(variants.WAYS)
+    for name, rows in ways.items():
+        assert 0 < rows["deviation"] < 1e-4, name
+        assert set(rows["32 x 0.5 s"]["parts_ms"]) == {"front_end", "positions", "layers"}
+    assert ways["library as before"]["deviation"] > ways["products"]["deviation"]
+
+
 def test_what_has_no_time_is_left_out(monkeypatch, capsys, one_thread):
     lines, figures = run(monkeypatch, capsys, "--seconds", "0")
     assert lines == []
-    assert figures["left_out"] == ["ours, float32", *["transformers, float32"] * 2]
+    assert figures["left_out"] == ["ours, float32", "ours, products, float32", *["transformers, float32"] * 2]
 
 
 @pytest.mark.parametrize("name", ["tiny", "hubert", "wavlm", "whisper"])

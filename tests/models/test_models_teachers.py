@@ -32,7 +32,7 @@ def reference_states(model: torch.nn.Module, waveform: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_layer_is_transformers_hidden_state(folders, variant):
+def test_layer_is_transformers_hidden_state(folders, variant, convolutions):
     waveform = make_waveforms(6_000)[0]
     states = reference_states(make_model(variant), waveform)
     for layer in (1, LAYERS):
@@ -56,7 +56,7 @@ def test_final_layer_norm_is_skipped(folders, variant):
 
 
 @pytest.mark.parametrize("variant", ["hubert-base", "hubert-large", "data2vec", "whisper"])
-def test_bfloat16_is_near_float32(folders, variant):
+def test_bfloat16_is_near_float32(folders, variant, convolutions):
     waveform = make_waveforms(6_000)
     exact = load_teacher(str(folders[variant])).encode(waveform)[0]
     rough = load_teacher(str(folders[variant]), dtype="bfloat16").encode(waveform)[0]

@@ -7,7 +7,7 @@ import torch
 from models_teachers import LAYERS, VARIANTS, make_waveforms
 from torch import Tensor
 
-from mvqkd.models.teachers import load_teacher, waveform
+from mvqkd.models.teachers import load_teacher, products, waveform
 from mvqkd.models.teachers.base import TransformersTeacher
 from mvqkd.models.teachers.batch import gather_audio
 
@@ -33,7 +33,7 @@ def in_double(teacher: TransformersTeacher) -> TransformersTeacher:
 
 
 @pytest.mark.parametrize("variant", [*VARIANTS, "whisper", "whisper-exact"])
-def test_embedding_does_not_depend_on_the_batch(folders, variant):
+def test_embedding_does_not_depend_on_the_batch(folders, variant, convolutions):
     window = "exact" if variant == "whisper-exact" else "short"
     teacher = load_teacher(str(folders[variant.removesuffix("-exact")]), whisper_window=window)
     lengths = (5_000, 16_000) if window == "exact" else (5_000, 400, 16_000, 719, 6_160, 5_001)
@@ -78,5 +78,28 @@ def test_joined_front_end_is_that_of_each_utterance(folders, monkeypatch, varian
             torch.testing.assert_close(features_TD, teacher._features(own), rtol=1e-5, atol=1e-5)
 
 
-def test_group_norm_front_end_sees_one_utterance(folders):
-    assert not load_teacher(str(folders["hubert-base"]), layer=1)._joined
+@pytest.mark.parametrize("seconds_at_once", [0, 0.5, 100])
+def test_group_norm_front_end_sees_one_utterance(folders, monkeypatch, seconds_at_once, convolutions):
+    """However many are computed together as products."""
+    teacher = load_teacher(str(folders["hubert-base"]), layer=1)
+    assert not teacher._joined
+    monkeypatch.setattr(teacher, "_frames_at_once", lambda: round(50 * seconds_at_once))
+    waveforms = make_waveforms(5_000, 400, 719, 6_160, 5_001)
+    with torch.inference_mode():
+        found = teacher._front_end(gather_audio(waveforms, torch.device("cpu"), multiple=320))
+        for features_TD, own in zip(found, waveforms, strict=True):
+            expected = teacher._features(own, [(0, len(own))])
+            torch.testing.assert_close(features_TD, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_front_end_in_pieces_of_memory(folders, monkeypatch):
+    monkeypatch.setitem(products.CONVOLUTIONS, "cpu", "products")
+    teacher = load_teacher(str(folders["hubert-large"]), layer=1)
+    # 64 outputs of the first convolution to a frame, 16 channels of 4 bytes, once as they come and once normed.
+    assert teacher._frames_at_once() == 2**30 // (2 * 64 * 16 * 4)
+    waveforms = make_waveforms(5_000, 400, 719)
+    expected = teacher.encode(waveforms)
+    monkeypatch.setattr(waveform, "_BYTES_AT_ONCE", 5 * 2 * 64 * 16 * 4)
+    assert teacher._frames_at_once() == 5
+    for ours, theirs in zip(teacher.encode(waveforms), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)

@@ -91,7 +91,7 @@ def test_a_batch_is_its_utterances_one_after_the_other(folders):
 
 
 @pytest.mark.parametrize("variant", [*VARIANTS, "whisper"])
-def test_nothing_between_audio_and_codes_asks_the_device(folders, monkeypatch, variant):
+def test_nothing_between_audio_and_codes_asks_the_device(folders, monkeypatch, variant, convolutions):
     """Tensors without numbers raise when the host asks for one, as where it would wait for CUDA."""
     teacher = copy.deepcopy(load_teacher(str(folders[variant]), layers=[1, 2]))
     meta = torch.device("meta")

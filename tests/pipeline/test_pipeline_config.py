@@ -11,6 +11,7 @@ import yaml
 from mvqkd.pipeline.errors import ConfigError
 from mvqkd.pipeline.run_config import RunConfig, StudentOverrides
 from mvqkd.pipeline.run_file import load_config
+from mvqkd.pipeline.run_sections import TableOverrides
 from mvqkd.workers.section import Section, speed_only_keys
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -144,7 +145,8 @@ def test_the_page_of_keys_is_complete_and_current() -> None:
     sections = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", page, flags=re.DOTALL | re.MULTILINE))
     assert list(sections) == list(RunConfig.model_fields)
     for name, text in sections.items():
-        section = StudentOverrides if name == "students" else RunConfig.model_fields[name].annotation
+        named = {"students": StudentOverrides, "tables": TableOverrides}
+        section = named.get(name, RunConfig.model_fields[name].annotation)
         rows = re.findall(r"^\| `(\w+)`(°?) \| (.*?) \|", text, flags=re.MULTILINE)
         documented = {key: default for key, _, default in rows}
         if not issubclass(section, Section):

@@ -9,7 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from mvqkd.pipeline.cluster.environment import LONGEST_TEMP_DIR, check_local_environment, ray_temp_dir
+from mvqkd.pipeline.cluster.environment import (
+    LONGEST_TEMP_DIR,
+    METRICS,
+    as_in_job,
+    local_environment,
+    ray_temp_dir,
+)
+from mvqkd.pipeline.run_sections import ClusterConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LONG = "slurm.job.123456." + "x" * 60
@@ -99,49 +106,67 @@ def test_a_tmpdir_that_is_no_absolute_path(short: Path, monkeypatch: pytest.Monk
     assert found in ("/tmp/ray", str(short / f"mvqkd-{os.getuid()}" / "ray"))
 
 
-def test_a_home_that_takes_a_token_is_left_to_ray(tmp_path: Path) -> None:
-    check_local_environment()
-    assert "RAY_AUTH_TOKEN" not in os.environ
-    assert (tmp_path / "home" / ".ray").is_dir()
+def test_a_token_that_is_written_nowhere(tmp_path: Path) -> None:
+    with local_environment():
+        assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+        assert os.environ["RAY_AUTH_MODE"] == "token"
+    assert "RAY_AUTH_TOKEN" not in os.environ and "RAY_AUTH_MODE" not in os.environ
+    assert not (tmp_path / "home").exists()
 
 
-def test_a_home_that_cannot_be_written(tmp_path: Path) -> None:
-    (tmp_path / "home").write_text("a file")
-    check_local_environment()
-    token = os.environ["RAY_AUTH_TOKEN"]
-    assert len(token) == 64
-    check_local_environment()
-    assert os.environ["RAY_AUTH_TOKEN"] == token
+def test_the_token_of_the_home_folder_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "home/.ray").mkdir(parents=True)
+    (tmp_path / "home/.ray/auth_token").write_text("t" * 64)
+    with local_environment():
+        assert "RAY_AUTH_TOKEN" not in os.environ
 
 
-@pytest.mark.parametrize(("variable", "value"), [("RAY_AUTH_MODE", "disabled"), ("RAY_AUTH_TOKEN", "mine")])
-def test_what_the_user_says_about_tokens_counts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
-) -> None:
-    (tmp_path / "home").write_text("a file")
-    monkeypatch.setenv(variable, value)
-    check_local_environment()
-    assert os.environ.get("RAY_AUTH_TOKEN") == (value if variable == "RAY_AUTH_TOKEN" else None)
+def test_what_the_user_says_counts_but_for_open_doors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "mine")
+    with local_environment():
+        assert (os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"]) == ("token", "mine")
+        assert os.environ[METRICS] == "0"
+        assert os.environ["DASHBOARD_METRIC_PORT"] == "-1"
+    assert (os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"]) == ("disabled", "mine")
+    monkeypatch.setenv(METRICS, "1")
+    with local_environment():
+        assert os.environ[METRICS] == "1"
+        assert "DASHBOARD_METRIC_PORT" not in os.environ
 
 
 def test_the_file_of_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
     with pytest.raises(ConnectionError, match=r"RAY_AUTH_TOKEN_PATH: .*/token cannot be read; unset it"):
-        check_local_environment()
+        local_environment().__enter__()
     (tmp_path / "token").write_text("t" * 64)
-    check_local_environment()
-    assert "RAY_AUTH_TOKEN" not in os.environ
+    with local_environment():
+        assert "RAY_AUTH_TOKEN" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("address", "in_job", "meant"),
+    [
+        ("local", True, "auto"),
+        ("local", False, "local"),
+        ("none", True, "none"),
+        ("10.0.0.1:6379", True, "10.0.0.1:6379"),
+    ],
+)
+def test_what_an_address_means_in_a_job(
+    monkeypatch: pytest.MonkeyPatch, address: str, in_job: bool, meant: str
+) -> None:
+    if in_job:
+        monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert as_in_job(ClusterConfig(address=address)).address == meant
 
 
 START = """
 import os, ray
-from mvqkd.pipeline.cluster.environment import check_local_environment, ray_temp_dir
-check_local_environment()
-ray.init(
-    address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
-    _node_ip_address="127.0.0.1", _temp_dir=ray_temp_dir(),
-)
-print("WORKS IN", ray.get(ray.remote(lambda: os.getcwd()).remote()))
+from mvqkd.pipeline.cluster.connect import cluster
+from mvqkd.pipeline.run_sections import ClusterConfig
+with cluster(ClusterConfig(num_cpus=1)):
+    print("WORKS IN", ray.get(ray.remote(lambda: os.getcwd()).remote()))
 """
 
 

@@ -9,10 +9,11 @@ from tiny import make_run, run_tree
 
 from mvqkd.pipeline.run_all import run_all
 from mvqkd.pipeline.stages.plan import plan_stage
+from mvqkd.storage.contract import TableContract
 from mvqkd.storage.errors import ContractError
 from mvqkd.storage.table import IndexTable
 from mvqkd.workers.embed import EmbedderSettings
-from mvqkd.workers.extract import ExtractSettings
+from mvqkd.workers.extract import ExtractSettings, TableSettings
 from mvqkd.workers.plan import read_plan
 
 pytestmark = pytest.mark.integration
@@ -58,6 +59,18 @@ def test_a_plan_for_a_teacher_of_another_rate_is_refused(
     plan = read_plan(run.plan("train"))
     assert plan is not None
     assert plan.settings["sample_rate_hz"] == 16_000
+    contract = TableContract(
+        teacher_fingerprint="0" * 16,
+        teacher_name="telephone",
+        layer=1,
+        quantizer_id="00000000",
+        num_codebooks=2,
+        codebook_size=16,
+        frame_rate_hz=50.0,
+        frame_offset_s=0.0125,
+        sample_rate_hz=8_000,
+    )
+    table = IndexTable.create(run.table, contract)
     settings = ExtractSettings(
         embedder=EmbedderSettings(
             teacher=make_run(
@@ -69,8 +82,7 @@ def test_a_plan_for_a_teacher_of_another_rate_is_refused(
             decode_threads=1,
             compute_threads=1,
         ),
-        quantizer=run.quantizer,
-        table=None,  # type: ignore[arg-type]  # not reached
+        tables=(TableSettings(table=table, quantizer=run.quantizer),),
         plan=run.plan("train"),
         max_unreadable=0.2,
     )

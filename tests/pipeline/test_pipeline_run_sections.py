@@ -9,8 +9,9 @@ from pydantic import BaseModel
 from mvqkd.models.quantizer import FitConfig, FitSettings
 from mvqkd.models.students.config import StudentConfig
 from mvqkd.pipeline.errors import ConfigError
-from mvqkd.pipeline.run_config import QuantizerConfig, RunConfig, StudentOverrides
+from mvqkd.pipeline.run_config import RunConfig, StudentOverrides
 from mvqkd.pipeline.run_file import config_from_text
+from mvqkd.pipeline.run_sections import QuantizerConfig, TableOverrides
 from mvqkd.workers.distill.settings import DistillConfig
 from mvqkd.workers.section import identity_of, speed_only_keys
 
@@ -88,7 +89,7 @@ def test_an_unknown_one_of_the_usual_students() -> None:
             "students.a: distill.batch_seconds 5.0 is less than one utterance may last",
         ),
         ("students.a.distill.lr=.inf", "students.a.distill.lr: input should be a finite number"),
-        ("students.a/b={}", "students.a/b: a student's name has letters, digits, - and _ only"),
+        ("students.a/b={}", "students.a/b: a name has letters, digits, - and _ only"),
         ("students={}", "students: names no student"),
         ("students.baseline={}", "students.baseline: its distill.loss_scale is 0.1"),
         ("students.a=3", "students.a: has keys and values below it, not 3"),
@@ -175,12 +176,12 @@ def test_what_only_changes_the_speed_is_no_part_of_the_identity() -> None:
     assert identity_of(slow.distill) != identity_of(of("", "distill.lr=0.5").distill)
     assert identity_of(slow.student)["num_layers"] == StudentConfig().num_layers
     assert "lr" in identity_of(slow.distill)
-    assert identity_of(slow.extract) == {"shard_hours": 5.0, "max_unreadable": 0.2}
+    assert identity_of(slow.extract) == {"shard_hours": 5.0, "search": "fast", "max_unreadable": 0.2}
 
 
 def test_every_section_is_immutable_and_complete() -> None:
     for name, field in RunConfig.model_fields.items():
-        section = StudentOverrides if name == "students" else field.annotation
+        section = {"students": StudentOverrides, "tables": TableOverrides}.get(name, field.annotation)
         if section is StudentConfig:
             continue
         assert isinstance(section, type)

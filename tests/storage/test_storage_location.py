@@ -3,6 +3,7 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,7 @@ def test_write_once_keeps_the_first_and_replace_the_last(place, tmp_path):
     place.replace("sub/b", b"x" * 10)
     assert place.read_bytes("a") == b"third" and place.exists("a")
     assert place.list() == {"a": 5} and place.list("sub") == {"b": 10}
+    assert place.names() == ["a"] and abs(place.entries()["a"].modified - time.time()) < 60
     place.remove("a")
     place.remove("a")
     assert not place.exists("a")

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -254,12 +255,13 @@ def test_other_answers_are_named(monkeypatch, status, code, message):
 def test_long_listings_come_in_pages():
     page = (
         "<ListBucketResult><IsTruncated>{more}</IsTruncated><NextContinuationToken>next</NextContinuationToken>"
-        "<Contents><Key>x/{name}</Key><Size>3</Size></Contents>"
+        "<Contents><Key>x/{name}</Key><Size>3</Size><LastModified>2026-01-31T12:00:00Z</LastModified></Contents>"
         "<CommonPrefixes><Prefix>x/sub/</Prefix></CommonPrefixes></ListBucketResult>"
     )
     pages = [(200, page.format(more="true", name="b")), (200, page.format(more="false", name="a"))]
+    noon = datetime(2026, 1, 31, 12, tzinfo=UTC).timestamp()
     with scripted_server(*pages) as (place, script):
-        assert list(place.list().items()) == [("a", 3), ("b", 3)]
+        assert list(place.entries().items()) == [("a", (3, noon)), ("b", (3, noon))]
         assert "continuation-token=next" in script.requests[1]
 
 

@@ -97,7 +97,8 @@ def planned_lines(
     )
     entries: Iterator[Entry] = (entry for of_block in done for entry in of_block)
     try:
-        yield from only_cuts(entries)
+        cuts: Iterator[Planned | Refused] = only_cuts(entries)
+        yield from cuts
     except BrokenProcessPool as error:
         raise CorpusError(
             f"{url}: a process that parses it was ended from outside, perhaps for want of memory; plan again"
