@@ -6,7 +6,7 @@ import pickle
 import subprocess
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -151,9 +151,22 @@ def copy(source: Location, target: Location) -> None:
         target.replace(name, source.read_bytes(name))
 
 
-def make_rig(folder: Path, *, cuts: int = 20, shard_hours: float = 0.0006) -> Rig:
-    """Some ten shards of two or three cuts, each of which is a batch."""
-    write_corpus(folder / "corpus", train=cuts)
+def make_rig(
+    folder: Path,
+    *,
+    shard_hours: float = 0.0006,
+    corpus: Callable[[Path], None] = lambda root: write_corpus(root, train=20),
+    undisturbed: Sequence[Workers] = ("light", "real"),
+) -> Rig:
+    """A corpus, a plan and a quantizer; by default some ten shards of two or three cuts, each of which is a batch.
+
+    Args:
+        folder: for all of it.
+        shard_hours: of the plan.
+        corpus: writes one.
+        undisturbed: for which kinds of workers the table is made.
+    """
+    corpus(folder / "corpus")
     teacher = folder / "teacher"
     teacher.mkdir()
     for name, content in (
@@ -172,7 +185,7 @@ def make_rig(folder: Path, *, cuts: int = 20, shard_hours: float = 0.0006) -> Ri
     need_plan(run, "train")
     save_fake_quantizer(run)
     rig = Rig(tree=tree, undisturbed={})
-    for workers in ("light", "real"):
+    for workers in undisturbed:
         faults = rig.at(folder / workers, str(folder / workers))
         faults.extract(faults.mischief(), workers=workers, cluster="none")
         rig.undisturbed[workers] = objects(faults.run.table)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from mischief import Mischief
+from mischief import Mischief, is_committed
 
 from mvqkd.storage.failures import write_failures
 from mvqkd.storage.location import Location
@@ -54,6 +54,7 @@ class LightWorker:
         self, shard: Shard, *, last_attempt: bool = True, note: Callable[[dict[str, Any]], None]
     ) -> LightReport:
         table, name = self._table, shard.name(self._table.contract.digest())
+        committed = is_committed(shard, table)
         found = table.find(name)
         if found is not None:
             return LightReport(tables=((name, found),))
@@ -61,7 +62,7 @@ class LightWorker:
         rows = []
         with self._line.place() as my_turn:
             my_turn()
-            self._mischief.says(shard, table)
+            self._mischief.computes(shard, committed=committed)
             for line in lines:
                 rows.append(_row(line, table.contract.num_codebooks))
                 note(

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mischief import Mischief
+from mischief import Mischief, is_committed
 from workers_fakes import RATE, FakeTeacher
 
 from mvqkd.workers.audio import AudioLoader
@@ -49,7 +49,7 @@ class FaultyExtractor(Extractor):
         last_attempt: bool = True,
         note: Callable[[dict[str, Any]], None] = lambda _: None,
     ) -> ShardReport:
-        self._here.shard = shard
+        self._here.shard, self._here.committed = shard, is_committed(shard, self._tables[0])
 
         def noted(content: dict[str, Any]) -> None:
             note(content)
@@ -60,6 +60,5 @@ class FaultyExtractor(Extractor):
         return report
 
     def _code(self, *arguments: Any) -> Any:
-        (table,) = self._tables
-        self._mischief.says(self._here.shard, table)
+        self._mischief.computes(self._here.shard, committed=self._here.committed)
         return super()._code(*arguments)
