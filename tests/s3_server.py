@@ -90,7 +90,9 @@ class S3Server:
 
 
 @contextmanager
-def running_s3_server(folder: Path, *, bucket: str = "mvqkd-tests") -> Iterator[S3Server]:
+def running_s3_server(
+    folder: Path, *, bucket: str = "mvqkd-tests", address: str = "127.0.0.1"
+) -> Iterator[S3Server]:
     """Run a server with its data in `folder` and one empty bucket; killed at the end."""
     binary = shutil.which(
         "weed", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
@@ -105,7 +107,7 @@ def running_s3_server(folder: Path, *, bucket: str = "mvqkd-tests") -> Iterator[
     sockets = Path("/tmp") / f"weed-{os.getpid()}-{s3_port}"
     sockets.mkdir()
     command = [
-        binary, f"-logdir={folder}", "mini", f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+        binary, f"-logdir={folder}", "mini", f"-dir={folder / 'data'}", f"-ip={address}", f"-ip.bind={address}",
         "-master.telemetry=false", "-admin.ui=false", "-webdav=false", "-s3.port.iceberg=0",
         "-s3.port.lance=0",
         "-s3.iam=false", "-s3.autoCreateBucket=false", f"-s3.config={config}", f"-s3.port={s3_port}",
@@ -115,7 +117,7 @@ def running_s3_server(folder: Path, *, bucket: str = "mvqkd-tests") -> Iterator[
         f"-filer.localSocket={sockets / 'filer'}",
     ]  # fmt: skip
     (folder / "data").mkdir(exist_ok=True)
-    endpoint_url = f"http://127.0.0.1:{s3_port}"
+    endpoint_url = f"http://{address}:{s3_port}"
     server = S3Server(
         endpoint_url=endpoint_url,
         key=key,
@@ -123,7 +125,7 @@ def running_s3_server(folder: Path, *, bucket: str = "mvqkd-tests") -> Iterator[
         bucket=bucket,
         folder=folder,
         command=command,
-        assign_url=f"http://127.0.0.1:{master_port}/dir/assign",
+        assign_url=f"http://{address}:{master_port}/dir/assign",
     )
     try:
         server.start()

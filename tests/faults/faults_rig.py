@@ -88,22 +88,24 @@ class Faults:
         with working_with(workers, mischief):
             return extract_stage(self.with_keys("cluster", address=cluster).run)
 
-    def start(self, mischief: Mischief, *, workers: Workers = "light") -> subprocess.Popen[str]:
-        """The command in a process of its own, with the Ray that the run file names."""
+    def command(self, mischief: Mischief, *, workers: Workers = "light") -> list[str]:
+        """The command in words."""
         content = self.folder / "mischief.pickle"
         content.write_bytes(pickle.dumps(mischief))
+        run_file = write_tree(self.tree, self.folder)
+        drive = TESTS / "faults/faults_drive.py"
+        return [sys.executable, str(drive), str(run_file), str(content), workers]
+
+    def start(self, mischief: Mischief, *, workers: Workers = "light") -> subprocess.Popen[str]:
+        """The command in a process of its own, with the Ray that the run file names."""
         environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
         environment["PYTHONPATH"] = os.pathsep.join(str(TESTS / folder) for folder in PATHS)
-        run_file = write_tree(self.tree, self.folder)
-        command = [
-            sys.executable,
-            str(TESTS / "faults/faults_drive.py"),
-            str(run_file),
-            str(content),
-            workers,
-        ]
         return subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            self.command(mischief, workers=workers),
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
 
     def committed(self) -> list[str]:
