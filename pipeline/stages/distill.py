@@ -121,7 +121,7 @@ def _train(
     durations, texts = scan_table(table)
     units = train_units(student.units, texts, vocab_size=student.vocab_size)
     with open_pool(run.config.cluster) as pool:
-        use_gpu = _check_fits(run, settings, pool)
+        use_gpu, have = _check_fits(run, settings, pool), pool.resources
         job = TrainJob(
             digest=key,
             table=table,
@@ -132,7 +132,8 @@ def _train(
             root=run.corpus_root,
             options=run.config.storage.options,
             out=run.student(name),
-            threads=max(1, min(MOST_THREADS, pool.resources.cpus // settings.workers)),
+            # No more than one machine has: Ray waits for a larger one without a word.
+            threads=max(1, min(MOST_THREADS, have.machine_cpus, have.cpus // settings.workers)),
         )
         with bar(f"train {name}", total=float("inf"), unit="steps") as show:
             curve = _Curve(run.student(name), key)

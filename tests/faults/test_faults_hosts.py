@@ -72,8 +72,8 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
                 "RAY_AUTH_TOKEN": secrets.token_hex(32),
                 "RAY_TMPDIR": str(own),
                 "RAY_health_check_initial_delay_ms": "1000",
-                "RAY_health_check_period_ms": "500",
-                "RAY_health_check_timeout_ms": "1000",
+                "RAY_health_check_period_ms": "1000",
+                "RAY_health_check_timeout_ms": "5000",
                 "RAY_health_check_failure_threshold": "4",
                 "OMP_NUM_THREADS": "1",
             }

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from tiny import Done, copy_of, make_run, run_tree
 
-from mvqkd.pipeline.cluster.pool import PoolHere
+from mvqkd.pipeline.cluster.pool import PoolHere, Resources
 from mvqkd.pipeline.errors import StageError
 from mvqkd.pipeline.stages.decode import decode_stage
 from mvqkd.pipeline.stages.distill import distill_stage
@@ -28,6 +28,21 @@ def test_more_workers_than_there_is_room_for(done: Done, tmp_path: Path) -> None
     run = make_run(copy_of(done, tmp_path, "quantizer", "table"), tmp_path, "distill.workers=64")
     with pytest.raises(StageError, match=r"distill\.workers 64"):
         distill_stage(run)
+
+
+def test_a_worker_asks_for_no_more_than_one_machine_has(
+    done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a cluster of many: Ray would wait for a larger one."""
+    asked = []
+    monkeypatch.setattr(PoolHere, "resources", Resources(cpus=12, gpus=0, machine_cpus=3))
+    monkeypatch.setattr(PoolHere, "train", lambda self, job, **_: asked.append(job.threads))
+    tree = copy_of(done, tmp_path, "quantizer", "table")
+    for workers in (1, 6):
+        # Nothing was trained, so there is no student to report of.
+        with pytest.raises(SharedPlaceError):
+            distill_stage(make_run(tree, tmp_path, f"distill.workers={workers}"))
+    assert asked == [3, 2]
 
 
 def test_a_damaged_student_is_trained_again(done: Done, tmp_path: Path) -> None:
