@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUN := runs/demo
 
-.PHONY: setup demo test unit coverage fuzz lint lock clean
+.PHONY: setup demo test unit coverage hosts fuzz lint lock clean
 
 setup: $(VENV)/.ready
 
@@ -39,6 +39,10 @@ coverage: setup
 	@for room in models storage workers pipeline; do \
 		$(BIN)/coverage report --include="$$room/*" --fail-under=85 || exit 1; \
 	done
+
+# A head, two workers and a store that share no disk, in network namespaces; for root.
+hosts: setup
+	MVQKD_TEST_HOSTS=1 $(BIN)/python -m pytest tests/faults/test_faults_hosts.py
 
 # Random manifests, run files and tables; `make test` has a short form.
 fuzz: setup
