@@ -14,7 +14,13 @@ from hosts import HERE, Host, hosts, network, until, wait_for_word, why_not
 from s3_server import S3Server, running_s3_server
 from tiny import Done, copy_of, make_run, objects
 
-pytestmark = pytest.mark.integration
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(
+        os.environ.get("MVQKD_TEST_HOSTS") != "1",
+        reason="three Rays of their own take minutes: `make hosts` runs this",
+    ),
+]
 
 BIN = Path(sys.executable).parent
 
