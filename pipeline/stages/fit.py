@@ -98,7 +98,7 @@ class _Bars:
 
     def update(self, notes: list[Note]) -> None:
         for note in notes:
-            figures = dict(note)
+            figures = {key: value for key, value in note.items() if key != "worker"}
             stage, done, total = figures.pop("stage"), figures.pop("done"), figures.pop("total")
             if stage not in self._shown:
                 self._open.close()

@@ -261,5 +261,5 @@ def test_a_file_size_limit_commits_nothing(place):
     child = subprocess.run(
         [sys.executable, "-c", LIMITED_WRITER, place.url], capture_output=True, text=True, check=False
     )
-    assert "StorageError" in child.stderr and "no space left" in child.stderr
+    assert "StoreOutageError" in child.stderr and "no space left" in child.stderr
     assert list(Path(place.url).iterdir()) == []
