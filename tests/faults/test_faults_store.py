@@ -22,6 +22,7 @@ from s3_server import S3Server, running_s3_server
 
 from mvqkd.pipeline.cluster import outage
 from mvqkd.pipeline.errors import PoolError
+from mvqkd.storage.location import open_location
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_session")]
 
@@ -152,6 +153,29 @@ def test_keys_of_a_service_that_expire_and_are_renewed(
         mischief = own_s3.mischief(slow_s=0.1, environment=keys)
         assert while_at_work(own_s3, mischief, renew)["shards_failed"] == 0
         own_s3.check()
+
+
+def test_keys_of_a_program_that_expire_and_are_renewed(
+    server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`credential_process`, as single sign-on has it."""
+    keys, config = tmp_path / "keys.json", tmp_path / "config"
+    config.write_text(f"[default]\ncredential_process = cat {keys}\n")
+
+    def write(key: str, secret: str) -> None:
+        until = (datetime.now(UTC) + timedelta(seconds=2)).strftime("%Y-%m-%dT%H:%M:%SZ")
+        content = {"Version": 1, "AccessKeyId": key, "SecretAccessKey": secret, "Expiration": until}
+        keys.write_text(json.dumps(content))
+
+    write(server.key, server.secret)
+    for name in NO_KEYS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    location = open_location(f"s3://{server.bucket}/x", options={"endpoint_url": server.endpoint_url})
+    location.replace("a", b"1")
+    server.accept("second", "secret-of-second")
+    write("second", "secret-of-second")
+    assert location.read_bytes("a") == b"1"
 
 
 def test_keys_in_a_file_that_is_written_anew(
