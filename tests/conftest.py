@@ -1,6 +1,7 @@
 """Fixtures for all tests. Nothing here needs a network."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,11 @@ pytest_plugins = ["s3_server", "run_fixtures", "ray_head"]
 
 # No test goes to the network, not even to be told that there is none.
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# A shell that runs the tests in the background (as `make test` does) has them ignore SIGINT, and so would the commands
+# that they start and interrupt.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("MVQKD_SHARED", REPOSITORY.parent / "shared"))
