@@ -30,6 +30,7 @@ class JointCodebookLoss(nn.Module):
             reference those are predicted as if code 0 stood there; it wants a frame's codes all ignored or none.)
         is_joint: False for the independent mode.
         checkpoint: keep less for the backward pass and compute the forward pass twice.
+        label_smoothing: share of the target that is spread over all entries of a codebook.
 
     Every parameter gets a gradient, since one without breaks DistributedDataParallel. In independent mode
     the reference creates linear1, codebook_embedding and linear2_weight and never uses them; here they do
@@ -49,6 +50,7 @@ class JointCodebookLoss(nn.Module):
         ignore_index: int = -100,
         is_joint: bool = True,
         checkpoint: bool = True,
+        label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
         if min(predictor_channels, num_codebooks, hidden_channels) < 1 or codebook_size < 2:
@@ -58,6 +60,8 @@ class JointCodebookLoss(nn.Module):
             )
         if reduction not in ("sum", "mean", "none"):
             raise ValueError(f'reduction={reduction!r}; use "sum", "mean" or "none"')
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing={label_smoothing} must be in [0, 1)")
         if 0 <= ignore_index < codebook_size:
             raise ValueError(f"ignore_index={ignore_index} is a valid code; use a negative number")
         self.num_codebooks = num_codebooks
@@ -67,6 +71,7 @@ class JointCodebookLoss(nn.Module):
         self.reduction = reduction
         self.is_joint = is_joint
         self.checkpoint = checkpoint
+        self.label_smoothing = label_smoothing
         if is_joint:
             self.linear1 = nn.Linear(predictor_channels, hidden_channels)
             if num_codebooks > 1:
@@ -116,12 +121,17 @@ class JointCodebookLoss(nn.Module):
         if self.is_joint:
             hidden_NTH = self._hidden(predictor_TC, codes_TN)
             logits_NTK = logits_NTK + torch.matmul(hidden_NTH, self.linear2_weight.transpose(1, 2))
-        return F.cross_entropy(
-            logits_NTK.transpose(0, 1).reshape(-1, self.codebook_size),
-            codes_TN.reshape(-1),
+        # Codebook by codebook, as the logits lie in memory: in the order of frames they would have to be copied.
+        loss = F.cross_entropy(
+            logits_NTK.reshape(-1, self.codebook_size),
+            codes_TN.t().reshape(-1),
             ignore_index=self.ignore_index,
             reduction=self.reduction,
+            label_smoothing=self.label_smoothing,
         )
+        if self.reduction == "none":
+            return loss.reshape(self.num_codebooks, -1).t().reshape(-1)
+        return loss
 
     def _hidden(self, predictor_TC: Tensor, codes_TN: Tensor) -> Tensor:
         """The hidden layer for each codebook: it sees the student's output and all codes before."""

@@ -133,7 +133,7 @@ class RunConfig(Section, strict=False):
         """
         if self.students is None:
             if name == "baseline":
-                return self.student, self.distill.model_copy(update={"loss_scale": 0.0})
+                return self.student, self.distill.without_codes()
             if name == "mvqkd":
                 return self.student, self.distill
         elif name in self.students:

@@ -63,15 +63,25 @@ class CodesHead(nn.Module):
         num_codebooks: codes of one frame of the student.
         codebook_size: entries of a codebook.
         joint: each code from those before it too; else each by itself.
+        label_smoothing: share of the target that is spread over all entries of a codebook.
     """
 
-    def __init__(self, channels: int, num_codebooks: int, codebook_size: int, *, joint: bool = False) -> None:
+    def __init__(
+        self,
+        channels: int,
+        num_codebooks: int,
+        codebook_size: int,
+        *,
+        joint: bool = False,
+        label_smoothing: float = 0.0,
+    ) -> None:
         super().__init__()
         self.codebooks = JointCodebookLoss(
             predictor_channels=channels,
             num_codebooks=num_codebooks,
             codebook_size=codebook_size,
             is_joint=joint,
+            label_smoothing=label_smoothing,
         )
 
     def forward(self, tapped_BSC: Tensor, targets_BSK: Tensor) -> HeadLoss:
@@ -138,13 +148,20 @@ class EmbeddingHead(nn.Module):
 
 
 def build_head(
-    spec: TargetSpec, channels: int, *, joint: bool = False, distance: Distance = "l2"
+    spec: TargetSpec,
+    channels: int,
+    *,
+    joint: bool = False,
+    label_smoothing: float = 0.0,
+    distance: Distance = "l2",
 ) -> CodesHead | EmbeddingHead:
-    """The head for targets of this kind on a layer with so many channels; `joint` is of codes, `distance` of
-    embeddings."""
+    """The head for targets of this kind on a layer with so many channels; `joint` and `label_smoothing` are of codes,
+    `distance` of embeddings."""
     if spec.kind == "codes":
         assert spec.num_codebooks is not None
         assert spec.codebook_size is not None
-        return CodesHead(channels, spec.num_codebooks, spec.codebook_size, joint=joint)
+        return CodesHead(
+            channels, spec.num_codebooks, spec.codebook_size, joint=joint, label_smoothing=label_smoothing
+        )
     assert spec.dim is not None
     return EmbeddingHead(channels, spec.dim, distance)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mvqkd.models.distillation.heads import HeadLoss
 from mvqkd.models.distillation.tap import tapped
-from mvqkd.models.students.base import Student
+from mvqkd.models.students.base import Student, StudentLoss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,16 +75,20 @@ class DistillationModel(nn.Module):
         self,
         features_BTF: Tensor,
         lengths_B: Tensor,
-        units_BU: Tensor,
-        unit_lengths_B: Tensor,
+        units_BU: Tensor | None,
+        unit_lengths_B: Tensor | None,
         targets: Mapping[str, Tensor],
+        *,
+        own_weight: float = 1.0,
+        heads_weight: float = 1.0,
     ) -> Losses:
         """Losses of a padded batch.
 
         Args:
             features_BTF: float32; lengths_B: int64 frames.
-            units_BU: int64; unit_lengths_B: int64.
+            units_BU: int64; unit_lengths_B: int64. None for speech without transcripts, of which the heads alone learn.
             targets: of every head, (B, S, *) as it takes them; others are not looked at.
+            own_weight, heads_weight: factors of the student's own loss and of what the heads add, in the total.
 
         Raises:
             ValueError: a head has no targets, or targets of another shape.
@@ -93,12 +97,21 @@ class DistillationModel(nn.Module):
         if missing:
             raise ValueError(f"no targets for the heads {missing}; there are {sorted(targets)}")
         with tapped(self.student, sorted({layer for layer, _ in self._attached.values()})) as taps:
-            own = self.student.loss(features_BTF, lengths_B, units_BU, unit_lengths_B)
-            total, heads = own.total, {}
+            own = self._own(features_BTF, lengths_B, units_BU, unit_lengths_B)
+            total, heads = own_weight * own.total, {}
             for name, (layer, scale) in self._attached.items():
                 result: HeadLoss = self.heads[name](taps[layer], targets[name])
-                total = total + scale * result.loss
+                total = total + heads_weight * scale * result.loss
                 heads[name] = HeadLoss(loss=result.loss.detach(), count=result.count)
         return Losses(
             total=total / max(1, own.num_frames), parts=own.parts, heads=heads, num_frames=own.num_frames
         )
+
+    def _own(
+        self, features_BTF: Tensor, lengths_B: Tensor, units_BU: Tensor | None, unit_lengths_B: Tensor | None
+    ) -> StudentLoss:
+        if units_BU is None:
+            num_frames = int(self.student.encode(features_BTF, lengths_B).sum())
+            return StudentLoss(total=features_BTF.new_zeros(()), parts={}, num_frames=num_frames)
+        assert unit_lengths_B is not None
+        return self.student.loss(features_BTF, lengths_B, units_BU, unit_lengths_B)

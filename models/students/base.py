@@ -107,6 +107,20 @@ class Student(nn.Module, ABC):
             units_BU: int64, padded with anything; `unit_lengths_B`, int64, says how many count.
         """
 
+    def encode(self, features_BTF: Tensor, lengths_B: Tensor) -> Tensor:
+        """Run the layers on a padded batch, for what is distilled from speech without transcripts.
+
+        Returns:
+            int64 (B,): how many of the student's frames count.
+
+        Raises:
+            NotImplementedError: the student does not say how.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} has no `encode`, which runs its layers without a loss: speech without transcripts "
+            "(distill.untranscribed, distill.pretrain) needs it"
+        )
+
     @abstractmethod
     def greedy(self, features_BTF: Tensor, lengths_B: Tensor) -> list[list[int]]:
         """Units of each utterance of a padded batch, blanks left out, the most probable one at every step."""

@@ -28,6 +28,10 @@ class CtcStudent(Student):
         ctc = ctc_loss(logits_BSV, frame_lengths_B, units_BU, unit_lengths_B)
         return StudentLoss(total=ctc, parts={"ctc": ctc.detach()}, num_frames=int(frame_lengths_B.sum()))
 
+    def encode(self, features_BTF: Tensor, lengths_B: Tensor) -> Tensor:
+        """See `Student.encode`."""
+        return self.logits(features_BTF, lengths_B)[1]
+
     @torch.inference_mode()
     def greedy(self, features_BTF: Tensor, lengths_B: Tensor) -> list[list[int]]:
         """See `Student.greedy`."""

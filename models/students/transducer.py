@@ -114,6 +114,11 @@ class ConformerTransducer(Student):
             parts["ctc"] = ctc.detach()
         return StudentLoss(total=total, parts=parts, num_frames=int(frame_lengths_B.sum()))
 
+    def encode(self, features_BTF: Tensor, lengths_B: Tensor) -> Tensor:
+        """See `Student.encode`."""
+        _, frame_lengths_B = self.encoder(features_BTF, lengths_B)
+        return frame_lengths_B
+
     def transducer_loss(
         self, encoded_BSD: Tensor, lengths_B: Tensor, units_BU: Tensor, unit_lengths_B: Tensor
     ) -> Tensor:

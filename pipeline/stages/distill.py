@@ -7,9 +7,11 @@ from mvqkd.pipeline.cluster.pool import Note, Pool, open_pool
 from mvqkd.pipeline.errors import PoolError, StageError
 from mvqkd.pipeline.run_folder import Run, digest
 from mvqkd.pipeline.show.progress import bar, say
-from mvqkd.storage.artifacts import load_artifact, read_json, write_json
-from mvqkd.storage.errors import ArtifactError, ObjectMissingError, StorageError, TableError
-from mvqkd.storage.location import Location
+from mvqkd.pipeline.stages.find_speech import FoundSpeech, digest_of, find_speech, untranscribed_tables
+from mvqkd.pipeline.stages.training_log import TrainingLog, read_points
+from mvqkd.storage.artifacts import load_artifact
+from mvqkd.storage.errors import ArtifactError, TableError
+from mvqkd.storage.location import Location, open_location
 from mvqkd.storage.shared_place import NOT_SHARED, SharedPlaceError, require_seen
 from mvqkd.storage.table import IndexTable
 from mvqkd.workers.distill.settings import DistillConfig
@@ -17,7 +19,10 @@ from mvqkd.workers.distill.student_record import NAME, StudentRecord, load_recor
 from mvqkd.workers.section import identity_of
 
 # Settings that the student without codes does not have.
-_OF_CODES_ONLY = {"loss_scale", "student_layer", "codebooks"}
+_OF_CODES_ONLY = {
+    "loss_scale", "student_layer", "codebooks", "joint", "label_smoothing", "per_codebook", "distance", "targets",
+    "untranscribed", "untranscribed_from",
+}  # fmt: skip
 MOST_THREADS = 8
 """More do not make one process faster."""
 
@@ -41,12 +46,16 @@ def distill_stage(run: Run, name: str | None = None) -> dict[str, Any]:
         "distill": {key: value for key, value in identity_of(settings).items() if key not in _OF_CODES_ONLY},
         "contract": table.contract.digest(),
         "shards": sorted(table.committed()),
+        **_initial(run, settings),
     }
-    key = digest({**same_for_all, "of_codes": settings.model_dump(include=_OF_CODES_ONLY)})
+    others = untranscribed_tables(run, settings, table)
+    key = digest(
+        {**same_for_all, "of_codes": settings.model_dump(include=_OF_CODES_ONLY), **digest_of(others)}
+    )
     record = _existing(out)
     if record is None or record.digest != key:
         before = None if record is None else record.digest
-        _train(run, name, student, settings, table, key)
+        _train(run, name, student, settings, find_speech(run, settings, table, others), key)
         require_seen(out, f"{NAME}.json")
         record = load_record(out)
         if record.digest == before:
@@ -74,8 +83,9 @@ def distill_stage(run: Run, name: str | None = None) -> dict[str, Any]:
         "epochs": settings.epochs,
         "loss_scale": settings.loss_scale,
         "left_out": len(record.left_out),
+        **({} if record.valid_wer is None else {"valid_wer": record.valid_wer}),
     }
-    run.reports.write("distill", {**summary, "curve": _read_curve(out, key)}, name)
+    run.reports.write("distill", {**summary, "curve": read_points(out, key)}, name)
     return summary
 
 
@@ -110,39 +120,55 @@ def _num_parameters(out: Location) -> int:
     return int(sum(array.size for array in arrays.values() if array.dtype.kind == "f"))
 
 
+def _initial(run: Run, settings: DistillConfig) -> dict[str, str]:
+    """What the student starts from, for its digest."""
+    if settings.init is None:
+        return {}
+    location = open_location(settings.init, options=run.config.storage.options)
+    try:
+        return {"init": load_record(location).digest}
+    except ArtifactError as error:
+        raise StageError(f"distill.init: {error}; name the folder of a student that was trained") from error
+
+
 def _train(
-    run: Run, name: str, student: StudentConfig, settings: DistillConfig, table: IndexTable, key: str
+    run: Run, name: str, student: StudentConfig, settings: DistillConfig, found: FoundSpeech, key: str
 ) -> None:
     from mvqkd.models.students.units import train_units
-    from mvqkd.workers.distill.batches import scan_table
     from mvqkd.workers.distill.job import TrainJob
 
-    # Once, here: the workers need not, and a damaged or foreign file shows before any of them is asked for.
-    durations, texts = scan_table(table)
-    units = train_units(student.units, texts, vocab_size=student.vocab_size)
+    units = train_units(student.units, found.texts, vocab_size=student.vocab_size) if found.texts else None
     with open_pool(run.config.cluster) as pool:
         use_gpu, have = _check_fits(run, settings, pool), pool.resources
         job = TrainJob(
             digest=key,
-            table=table,
-            durations=durations,
-            units=(units.kind, units.data),
+            speech=found.speech,
+            # Trained on codes alone a student has units for the form's sake, which are not trained.
+            units=("char", "?") if units is None else (units.kind, units.data),
             student=student,
             distill=settings,
-            root=run.corpus_root,
             options=run.config.storage.options,
             out=run.student(name),
+            teacher=run.config.teacher,
+            quantizer=run.quantizer,
             # No more than one machine has: Ray waits for a larger one without a word.
             threads=max(1, min(MOST_THREADS, have.machine_cpus, have.cpus // settings.workers)),
         )
-        with bar(f"train {name}", total=float("inf"), unit="steps") as show:
-            curve = _Curve(run.student(name), key)
+        with (
+            bar(f"train {name}", total=float("inf"), unit="h") as show,
+            TrainingLog(run.student(name), key) as log,
+        ):
 
             def note(now: Note) -> None:
-                curve.add(now)
+                log.add(now)
                 figures = {"epoch": now["epoch"], "transducer": now["transducer_loss"], **now["head_losses"]}
+                if now["valid_wer"] is not None:
+                    figures["valid_wer"] = now["valid_wer"]
                 show.update(
-                    now["step"], total=now["total_steps"], **figures, utterances_per_s=now["utterances_per_s"]
+                    now["hours"],
+                    total=now["hours"] / max(1e-9, now["done"]),
+                    **figures,
+                    utterances_per_s=now["utterances_per_s"],
                 )
 
             try:
@@ -163,30 +189,3 @@ def _check_fits(run: Run, settings: DistillConfig, pool: Pool) -> bool:
             "ask for less"
         )
     return use_gpu
-
-
-class _Curve:
-    """The points of a training, kept beside the student as they come."""
-
-    def __init__(self, out: Location, key: str) -> None:
-        self._out, self._key = out, key
-        self._points = _read_curve(out, key)
-
-    def add(self, note: Note) -> None:
-        """Keep a point that is new."""
-        if self._points and note["step"] <= self._points[-1]["step"]:
-            return
-        self._points.append(note)
-        try:
-            write_json(self._out, "curve.json", {"digest": self._key, "points": self._points})
-        except StorageError as error:
-            say(f"the curve is not written for now: {error}")
-
-
-def _read_curve(out: Location, key: str) -> list[dict[str, Any]]:
-    """Points of an interrupted training of the same digest."""
-    try:
-        content = read_json(out, "curve.json")
-    except ObjectMissingError:
-        return []
-    return content["points"] if content["digest"] == key else []

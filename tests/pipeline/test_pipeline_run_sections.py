@@ -162,6 +162,7 @@ def test_what_only_changes_the_speed_is_no_part_of_the_identity() -> None:
     assert speed_only_keys(DistillConfig) == {
         "baseline",
         "cache_mb",
+        "decode_processes",
         "decode_threads",
         "max_failures",
         "gpus_per_worker",

@@ -98,11 +98,11 @@ def test_an_interrupted_training_goes_on_where_it_stopped(
     run = make_run(tree, tmp_path, *settings)
     step, steps = StudentTrainer._train_step, []
 
-    def break_off(trainer: StudentTrainer, batch: object) -> object:
+    def break_off(trainer: StudentTrainer, batch: object, meter: object) -> object:
         steps.append(trainer.step)
         if trainer.step == 5:
             raise KeyboardInterrupt
-        return step(trainer, batch)
+        return step(trainer, batch, meter)
 
     with monkeypatch.context() as patch:
         patch.setattr(StudentTrainer, "_train_step", break_off)
@@ -112,7 +112,7 @@ def test_an_interrupted_training_goes_on_where_it_stopped(
         patch.setattr(
             StudentTrainer,
             "_train_step",
-            lambda trainer, batch: steps.append(trainer.step) or step(trainer, batch),
+            lambda trainer, *given: steps.append(trainer.step) or step(trainer, *given),
         )
         distill_stage(run)
     assert steps[:8] == [0, 1, 2, 3, 4, 5, 4, 5]

@@ -1,5 +1,8 @@
 """A tiny student, batches of a table for it, and its trainer."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 
 from mvqkd.models.alignment import FrameAlignment
@@ -10,8 +13,9 @@ from mvqkd.models.students.transducer import ConformerTransducer
 from mvqkd.models.students.units import CharUnits
 from mvqkd.storage.table import IndexTable
 from mvqkd.workers.audio import AudioLoader
-from mvqkd.workers.distill.batches import TableBatches, scan_table
-from mvqkd.workers.distill.examples import ExampleMaker
+from mvqkd.workers.distill.data import DataState, TrainingData
+from mvqkd.workers.distill.examples import Batch, ExampleMaker
+from mvqkd.workers.distill.rows import Source, scan_table
 from mvqkd.workers.distill.settings import DistillConfig
 from mvqkd.workers.distill.target_sources import TableCodes
 from mvqkd.workers.distill.trainer import StudentTrainer
@@ -26,42 +30,57 @@ STUDENT = StudentConfig(
 UNITS = CharUnits(" acdgot")
 SETTINGS = DistillConfig(
     loss_scale=0.1, student_layer=1, epochs=2, batch_seconds=2.0, lr=2e-3, warmup_steps=2, checkpoint_steps=3,
-    average_epochs=2, seed=1,
+    average_epochs=2, cache_mb=64, seed=1,
 )  # fmt: skip
 
 
-def make_batches(
+def make_data(
     table: IndexTable,
+    settings: DistillConfig = SETTINGS,
     *,
+    others: Sequence[IndexTable] = (),
     alignment: FrameAlignment = ALIGNMENT,
-    codebooks: int | None = None,
     student: StudentConfig = STUDENT,
-    with_codes: bool = True,
-    cache_mb: int = 0,
-    batch_seconds: float = 2.0,
-    seed: int = 1,
     rank: int = 0,
     world_size: int = 1,
-) -> TableBatches:
-    sources = {"codebook": TableCodes(table.contract, alignment, codebooks=codebooks)} if with_codes else {}
+    **options: Any,
+) -> TrainingData:
+    """Of the tests' table, with `settings.loss_scale` and `codebooks` as the run file has them."""
+    sources = {}
+    if settings.loss_scale:
+        sources["codebook"] = TableCodes(table.contract, alignment, codebooks=settings.codebooks)
     make = ExampleMaker(
         ConformerTransducer(student, len(UNITS)),
         UNITS,
         sources,
-        loader=AudioLoader(student.sample_rate_hz),
+        loaders=[AudioLoader(student.sample_rate_hz)] * (1 + len(others)),
         table_rate_hz=table.contract.sample_rate_hz,
-        cache_mb=cache_mb,
+        cache_mb=settings.cache_mb,
+        **options,
     )
-    return TableBatches(
+    scan = scan_table(
         table,
-        scan_table(table)[0],
+        valid_hours=settings.valid_hours,
+        transcribed_hours=settings.transcribed_hours,
+        pretrain=settings.pretrain,
+        seed=settings.seed,
+    )
+    return TrainingData(
+        [Source(table=each, shards=sorted(each.committed())) for each in (table, *others)],
+        scan.choice,
         make,
+        own_s=scan.seconds["codes" if settings.pretrain else "own"],
+        num_rows=sum(scan.rows.values()),
         specs={name: source.spec for name, source in sources.items()},
-        batch_seconds=batch_seconds,
-        seed=seed,
+        settings=settings,
         rank=rank,
         world_size=world_size,
     )
+
+
+def batches_of(data: TrainingData, state: DataState | None = None) -> list[Batch]:
+    """All batches of this rank, one after the other."""
+    return [batch for step in data.steps(state or DataState()) for batch in step.batches]
 
 
 def make_model(settings: DistillConfig, table: IndexTable) -> DistillationModel:
@@ -78,12 +97,5 @@ def make_model(settings: DistillConfig, table: IndexTable) -> DistillationModel:
 def make_trainer(
     table: IndexTable, settings: DistillConfig = SETTINGS, *, device: str = "cpu"
 ) -> StudentTrainer:
-    batches = make_batches(
-        table,
-        seed=settings.seed,
-        cache_mb=64,
-        batch_seconds=settings.batch_seconds,
-        with_codes=settings.loss_scale > 0,
-    )
     model = make_model(settings, table).to(device)
-    return StudentTrainer(model, batches, settings, device=torch.device(device))
+    return StudentTrainer(model, make_data(table, settings), settings, device=torch.device(device))

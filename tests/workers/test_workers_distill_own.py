@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from distill_fakes import LENGTHS, SETTINGS, STUDENT, UNITS
+from distill_fakes import LENGTHS, SETTINGS, STUDENT, UNITS, batches_of
 from torch import Tensor, nn
 
 from mvqkd.models.alignment import FrameAlignment
@@ -14,10 +14,11 @@ from mvqkd.models.distillation.heads import TargetSpec
 from mvqkd.models.students.ctc import CtcStudent
 from mvqkd.storage.location import Location, open_location
 from mvqkd.storage.table import IndexTable
-from mvqkd.workers.distill.batches import scan_table
-from mvqkd.workers.distill.job import Place, TrainJob, build_trainer
+from mvqkd.workers.distill.job import Place, Speech, TrainJob, build_trainer
 from mvqkd.workers.distill.meter import Progress
-from mvqkd.workers.distill.target_sources import TableCodes, Target
+from mvqkd.workers.distill.rows import scan_table
+from mvqkd.workers.distill.target_sources import TableCodes
+from mvqkd.workers.distill.targets import Target
 
 MakeTable = Callable[..., IndexTable]
 
@@ -50,14 +51,15 @@ class SpeakerVectors:
 
 
 def make_job(table: IndexTable, out: Location, **settings: object) -> TrainJob:
+    scan = scan_table(table)
     return TrainJob(
         digest="own",
-        table=table,
-        durations=scan_table(table)[0],
+        speech=Speech(
+            table=table, root=None, choice=scan.choice, epoch_s=scan.seconds["own"], num_rows=scan.rows["own"]
+        ),
         units=(UNITS.kind, UNITS.data),
         student=STUDENT,
-        distill=SETTINGS.model_copy(update={"epochs": 8, "lr": 1e-2, **settings}),
-        root=None,
+        distill=SETTINGS.model_copy(update={"epochs": 12, "lr": 1e-2, **settings}),
         options={},
         out=out,
         threads=1,
@@ -82,7 +84,7 @@ def test_ten_lines_and_a_second_source(make_table: MakeTable, tmp_path: Any) -> 
     start = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     seen: list[Progress] = []
     trainer.run(lambda progress, state: seen.append(progress))
-    assert trainer.step == trainer.total_steps > 8
+    assert trainer.done == 1.0 and trainer.step > 8
     first, last = seen[0].head_losses, seen[-1].head_losses
     assert set(first) == {"codebook", "speaker"}
     assert last["speaker"] < 0.5 * first["speaker"]
@@ -114,7 +116,7 @@ def test_a_student_at_another_rate_than_the_table(make_table: MakeTable, tmp_pat
     trainer = job.build(Place(device=torch.device("cpu")))
     student = trainer.model.student
     assert (student.frames.sample_rate_hz, student.frames.frame_rate_hz) == (8000, 25.0)
-    batch = next(iter(trainer._batches.epoch(0)))
+    batch = batches_of(trainer._data)[0]
     rows = {row["cut_id"]: row for row in table.iter_rows()}
     for example in batch.examples:
         row = rows[example.cut_id]

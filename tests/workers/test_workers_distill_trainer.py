@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from distill_fakes import LENGTHS, SETTINGS, make_batches, make_model, make_trainer
+from distill_fakes import LENGTHS, SETTINGS, batches_of, make_data, make_model, make_trainer
 
 from mvqkd.storage.table import IndexTable
 from mvqkd.workers.distill import trainer as trainer_module
+from mvqkd.workers.distill.data import DataState, Step
 from mvqkd.workers.distill.examples import Batch
-from mvqkd.workers.distill.meter import Progress
+from mvqkd.workers.distill.meter import Meter, Progress
 from mvqkd.workers.distill.settings import DistillConfig
 from mvqkd.workers.distill.trainer import StudentTrainer
 
@@ -46,9 +47,9 @@ def test_resumed_in_the_middle_of_an_epoch(make_table: MakeTable, settings: Dist
     for data in states[:2]:
         resumed = make_trainer(table, settings)
         resumed.load_state(torch.load(io.BytesIO(data), weights_only=True))
-        assert 0 < resumed.step < whole.total_steps
+        assert 0 < resumed.step < whole.step and 0 < resumed.done < 1
         run(resumed)
-        assert resumed.step == whole.step == whole.total_steps
+        assert (resumed.step, resumed.epoch) == (whole.step, settings.epochs)
         for name, tensor in whole.student_state().items():
             assert torch.equal(tensor, resumed.student_state()[name]), name
         for name, tensor in whole.model.state_dict().items():
@@ -64,7 +65,7 @@ def test_losses_fall(make_table: MakeTable) -> None:
     assert first is not None and last is not None and last < 0.95 * first
     assert first == pytest.approx(torch.tensor(16.0).log().item(), abs=0.8)
     assert [progress.step for progress in seen] == sorted(progress.step for progress in seen)
-    assert (seen[-1].epoch, seen[-1].step, seen[-1].left_out) == (12, seen[-1].total_steps, 0)
+    assert (seen[-1].epoch, seen[-1].done, seen[-1].left_out) == (12, 1.0, 0)
 
 
 def test_student_starts_the_same_with_and_without_codes(make_table: MakeTable) -> None:
@@ -82,7 +83,7 @@ def test_every_parameter_has_a_gradient(make_table: MakeTable, changes: dict[str
     settings = SETTINGS.model_copy(update=changes)
     table = make_table(LENGTHS[:4])
     model = make_model(settings, table)
-    batch = next(iter(make_batches(table, with_codes=settings.loss_scale > 0).epoch(0)))
+    batch = batches_of(make_data(table, settings))[0]
     features = [example.features_TF for example in batch.examples]
     model(*batch.padded(features, torch.device("cpu"))).total.backward()
     for name, parameter in model.named_parameters():
@@ -137,18 +138,18 @@ def everything(trainer: StudentTrainer) -> bytes:
     return file.getvalue()
 
 
-def nothing(trainer: StudentTrainer) -> Batch:
-    return Batch(examples=(), specs=trainer._batches.specs)
+def nothing(trainer: StudentTrainer) -> Step:
+    return Step(batches=(Batch(examples=(), specs=trainer._data.specs),), after=DataState())
 
 
 def test_batch_of_bad_audio_changes_nothing(make_table: MakeTable) -> None:
     trainer = make_trainer(make_table(LENGTHS))
-    for batch in trainer._batches.epoch(0):
-        trainer._train_step(batch)
+    for step in trainer._data.steps(DataState()):
+        trainer._train_step(step, Meter())
     before = everything(trainer)
-    assert trainer._train_step(nothing(trainer)) is None
+    trainer._train_step(nothing(trainer), Meter())
     assert everything(trainer) == before
-    trainer._train_step(batch)
+    trainer._train_step(step, Meter())
     assert everything(trainer) != before
 
 
@@ -156,18 +157,18 @@ def test_silence_that_stands_in_for_the_other_ranks_stays_out_of_the_batch_norms
     make_table: MakeTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = make_trainer(make_table(LENGTHS))
-    batch = next(iter(trainer._batches.epoch(0)))
-    trainer._train_step(batch)
+    step = next(trainer._data.steps(DataState()))
+    trainer._train_step(step, Meter())
     buffers = {name: buffer.clone() for name, buffer in trainer.model.named_buffers()}
     assert any("running_mean" in name for name in buffers)
     weights = trainer.model.student.output.weight.detach().clone()
     monkeypatch.setattr(trainer_module, "_several_processes", lambda: True)
-    assert trainer._train_step(nothing(trainer)) is None
+    trainer._train_step(nothing(trainer), Meter())
     for name, buffer in trainer.model.named_buffers():
         assert torch.equal(buffer, buffers[name]), name
     # The step is taken, with the gradients of the other ranks.
     assert not torch.equal(trainer.model.student.output.weight, weights)
-    trainer._train_step(batch)
+    trainer._train_step(step, Meter())
     assert any(not torch.equal(buffer, buffers[name]) for name, buffer in trainer.model.named_buffers())
 
 
@@ -177,7 +178,7 @@ def test_trains_and_averages_on_cuda(make_table: MakeTable) -> None:
     table = make_table(LENGTHS)
     trainer = make_trainer(table, device="cuda")
     _, states = run(trainer)
-    assert trainer.step == trainer.total_steps and SETTINGS.average_epochs == SETTINGS.epochs == 2
+    assert trainer.done == 1.0 and SETTINGS.average_epochs == SETTINGS.epochs == 2
     resumed = make_trainer(table, device="cuda")
     resumed.load_state(torch.load(io.BytesIO(states[0]), map_location="cuda", weights_only=True))
     run(resumed)
@@ -190,7 +191,9 @@ def test_gradient_that_is_not_finite(make_table: MakeTable) -> None:
     trainer = make_trainer(make_table(LENGTHS[:4]))
     with torch.no_grad():
         trainer.model.student.output.bias[0] = float("nan")
-    with pytest.raises(ValueError, match=r"step 0: the gradient holds NaN .*u00\d.*lower distill.lr"):
+    with pytest.raises(
+        ValueError, match=r"step 0: the loss or its gradient holds NaN .*u00\d.*lower distill.lr"
+    ):
         run(trainer)
 
 
@@ -200,7 +203,7 @@ def test_a_long_epoch_says_where_it_is(make_table: MakeTable, monkeypatch: pytes
     monkeypatch.setattr(trainer_module, "REPORT_EVERY_S", 0.0)
     trainer = make_trainer(table)
     seen, states = run(trainer)
-    assert sorted({progress.step for progress in seen}) == list(range(1, trainer.total_steps + 1))
+    assert sorted({progress.step for progress in seen}) == list(range(1, trainer.step + 1))
     assert len(states) == len(kept)
 
 
@@ -209,5 +212,5 @@ def test_no_report_is_empty(make_table: MakeTable, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(trainer_module, "REPORT_EVERY_S", 0.0)
     trainer = make_trainer(make_table(LENGTHS))
     seen, _ = run(trainer)
-    assert len(seen) == trainer.total_steps
+    assert len(seen) == trainer.step
     assert all(progress.transducer_loss > 0 for progress in seen)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from distill_fakes import SETTINGS, make_batches, make_model
+from distill_fakes import SETTINGS, make_data, make_model
 from torch.nn.parallel import DistributedDataParallel
 
 from mvqkd.storage.table import IndexTable
@@ -21,11 +21,10 @@ def train(rank: int, table: IndexTable, folder: str) -> None:
     settings = SETTINGS.model_copy(update={"epochs": 1, "batch_seconds": 0.6})
     trainer = StudentTrainer(
         make_model(settings, table),
-        make_batches(table, batch_seconds=0.6, rank=rank, world_size=2),
+        make_data(table, settings, rank=rank, world_size=2),
         settings,
         device=torch.device("cpu"),
         wrap=DistributedDataParallel,
-        rank=rank,
     )
     trainer.run(lambda progress, state: None)
     parameters = {name: parameter.detach() for name, parameter in trainer.model.named_parameters()}

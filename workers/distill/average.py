@@ -13,19 +13,24 @@ class WeightAverage:
 
     Args:
         model: before its first update the average is this model as it is now.
+        decay: 0 gives each update the same weight. Above it an exponential mean: what was there keeps so much of its
+            weight at each update, less in the first ones.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, decay: float = 0.0) -> None:
         self._mean = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-        self._updates = 0
+        self._updates, self._decay = 0, decay
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Count the model as it is now in."""
+        # Until there were some updates the weights of the start would count for nearly all.
+        keep = min(self._decay, (1 + self._updates) / (10 + self._updates))
+        updates = 1 / (1 - keep) if self._decay else self._updates + 1
         for name, tensor in model.state_dict().items():
             mean = self._mean[name]
             if self._updates and mean.is_floating_point():
-                mean += (tensor - mean) / (self._updates + 1)
+                mean += (tensor - mean) / updates
             else:
                 mean.copy_(tensor)
         self._updates += 1

@@ -1,32 +1,37 @@
 """A training as it is handed to a process: settings that travel, the trainer built of them, and the loop around it."""
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
-from mvqkd.models.distillation.heads import build_head
-from mvqkd.models.distillation.model import AttachedHead, DistillationModel
+from mvqkd.models.distillation.model import DistillationModel
 from mvqkd.models.students.base import Student
 from mvqkd.models.students.config import StudentConfig
 from mvqkd.models.students.transducer import ConformerTransducer
 from mvqkd.models.students.units import Units, load_units
 from mvqkd.storage.errors import ObjectMissingError
-from mvqkd.storage.location import Location
+from mvqkd.storage.location import Location, open_location
 from mvqkd.storage.table import IndexTable
 from mvqkd.workers.audio import AudioLoader
-from mvqkd.workers.distill.batches import Durations, TableBatches
+from mvqkd.workers.distill.data import TrainingData
 from mvqkd.workers.distill.examples import ExampleMaker
+from mvqkd.workers.distill.held_out import HeldOut
+from mvqkd.workers.distill.initial import freeze_unreached, start_from, untrained
+from mvqkd.workers.distill.live_teacher import LiveTeacher, open_live_teacher
 from mvqkd.workers.distill.meter import Progress
-from mvqkd.workers.distill.settings import DistillConfig
+from mvqkd.workers.distill.noise import NoiseMixer, find_noises
+from mvqkd.workers.distill.rows import Choice, RowKey, Source
+from mvqkd.workers.distill.settings import DistillConfig, TargetConfig
 from mvqkd.workers.distill.student_record import StudentRecord, save_student
-from mvqkd.workers.distill.target_sources import Target, targets_of
+from mvqkd.workers.distill.targets import Target, targets_of
 from mvqkd.workers.distill.trainer import StudentTrainer
+from mvqkd.workers.teacher import TeacherConfig
 
 STATE = "state.pt"
-STATE_VERSION = 2
+STATE_VERSION = 3
 """Raised when the content of the state changes, so that a training starts anew where an older one left its state."""
 
 
@@ -41,23 +46,50 @@ class Place:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Speech:
+    """What is read for a training, as the driver found it, once for all workers.
+
+    Attributes:
+        table: the run's own; `root` is where its audio lies.
+        others: tables that are read without their transcripts, each with the root of its audio.
+        choice: of the use of each row.
+        epoch_s: seconds of audio of one epoch.
+        num_rows: that are trained on.
+        valid: rows of the held-out part.
+    """
+
+    table: IndexTable
+    root: str | None
+    others: Sequence[tuple[IndexTable, str | None]] = ()
+    choice: Choice
+    epoch_s: float
+    num_rows: int
+    valid: Sequence[RowKey] = ()
+
+    def sources(self) -> list[Source]:
+        """The tables and their shards."""
+        tables = [self.table, *(table for table, _ in self.others)]
+        return [Source(table=table, shards=sorted(table.committed())) for table in tables]
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainJob:
     """One student to train. `digest` names the training: the same one resumes, another one starts anew.
 
-    `durations` and `units` (kind and data) are what the driver read from the table, once for all workers; `out`
-    is the student's folder, `root` and `options` say where the audio lies, `threads` are torch's in each worker.
+    `units` are kind and data; `out` is the student's folder, `options` say where audio lies, `threads` are torch's in
+    each worker. `teacher` and `quantizer` are for targets that are made in the training step.
     """
 
     digest: str
-    table: IndexTable
-    durations: Durations
+    speech: Speech
     units: tuple[str, str]
     student: StudentConfig
     distill: DistillConfig
-    root: str | None
     options: Mapping[str, str]
     out: Location
     threads: int
+    teacher: TeacherConfig | None = None
+    quantizer: Location | None = None
 
     @property
     def state_name(self) -> str:
@@ -65,12 +97,32 @@ class TrainJob:
         return f"{self.digest}-{STATE_VERSION}"
 
     def build(self, place: Place) -> StudentTrainer:
-        """The trainer of one rank, from the table and the settings alone."""
+        """The trainer of one rank, from the tables and the settings alone."""
         units = load_units(*self.units)
         # The student is built first: with the same seed it starts from the same weights with and without codes.
         torch.manual_seed(self.distill.seed)
         student = ConformerTransducer(self.student, len(units), ctc_scale=self.distill.ctc_scale)
-        targets = targets_of(self.distill, self.table.contract, student.frames)
+        if self.distill.init is not None:
+            start_from(student, open_location(self.distill.init, options=self.options))
+
+        def live_teacher(wanted: TargetConfig) -> LiveTeacher:
+            assert self.teacher is not None
+            return open_live_teacher(
+                self.teacher,
+                wanted,
+                student.frames,
+                self.quantizer,
+                options=self.options,
+                device=place.device,
+            )
+
+        targets = targets_of(
+            self.distill,
+            self.speech.table.contract,
+            student.frames,
+            open_table=lambda path: IndexTable.open(open_location(path, options=self.options)),
+            live_teacher=live_teacher,
+        )
         return build_trainer(self, student, units, targets, place)
 
     def save(self, trainer: StudentTrainer) -> None:
@@ -79,11 +131,13 @@ class TrainJob:
             student=self.student.to_dict(),
             distill=self.distill.model_dump(),
             units={"kind": self.units[0], "data": self.units[1]},
-            contract=asdict(self.table.contract),
+            contract=asdict(self.speech.table.contract),
             sample_rate_hz=trainer.model.student.frames.sample_rate_hz,
             digest=self.digest,
-            steps=trainer.total_steps,
+            steps=trainer.step,
             left_out=trainer.left_out,
+            valid_wer=trainer.keeper.best_wer,
+            untrained=untrained(trainer.model.student),
         )
         save_student(self.out, trainer.student_state(), record)
 
@@ -91,38 +145,72 @@ class TrainJob:
 def build_trainer(
     job: TrainJob, student: Student, units: Units, targets: Mapping[str, Target], place: Place
 ) -> StudentTrainer:
-    """A trainer of any student on any targets; `job` says from which table and how."""
-    settings = job.distill
-    heads = {
-        name: AttachedHead(
-            layer=target.layer,
-            scale=target.scale,
-            head=build_head(target.source.spec, student.layer_channels(target.layer)),
-        )
-        for name, target in targets.items()
-    }
-    sources = {name: target.source for name, target in targets.items()}
-    make = ExampleMaker(
-        student,
-        units,
+    """A trainer of any student on any targets; `job` says from which tables and how."""
+    settings, speech, sources = job.distill, job.speech, job.speech.sources()
+    heads = {name: target.attached(student) for name, target in targets.items()}
+    stored, live = {}, {}
+    for name, target in targets.items():
+        if isinstance(target.source, LiveTeacher):
+            live[name] = target.source
+        else:
+            stored[name] = target.source
+    roots = [speech.root, *(root for _, root in speech.others)]
+    rate_hz = student.frames.sample_rate_hz
+    loaders = [AudioLoader(rate_hz, s3=job.options, root=root) for root in roots]
+    table_rate_hz = speech.table.contract.sample_rate_hz
+
+    def maker(**options: Any) -> ExampleMaker:
+        return ExampleMaker(student, units, loaders=loaders, table_rate_hz=table_rate_hz, **options)
+
+    data = TrainingData(
         sources,
-        loader=AudioLoader(student.frames.sample_rate_hz, s3=job.options, root=job.root),
-        table_rate_hz=job.table.contract.sample_rate_hz,
-        cache_mb=settings.cache_mb,
-    )
-    batches = TableBatches(
-        job.table,
-        job.durations,
-        make,
-        specs={name: source.spec for name, source in sources.items()},
-        batch_seconds=settings.batch_seconds,
-        seed=settings.seed,
-        decode_threads=settings.decode_threads,
+        speech.choice,
+        maker(
+            sources=stored,
+            cache_mb=settings.cache_mb,
+            noise=_noise(settings, rate_hz),
+            keep_waveform=bool(live),
+        ),
+        own_s=speech.epoch_s,
+        num_rows=speech.num_rows,
+        specs={name: source.spec for name, source in stored.items()},
+        settings=settings,
         rank=place.rank,
         world_size=place.world_size,
     )
-    model = DistillationModel(student, heads).to(place.device)
-    return StudentTrainer(model, batches, settings, device=place.device, wrap=place.wrap, rank=place.rank)
+    held_out = HeldOut(
+        speech.valid[place.rank :: place.world_size],
+        sources,
+        maker(sources={}),
+        units,
+        batch_seconds=settings.batch_seconds,
+        threads=settings.decode_threads,
+    )
+    model = DistillationModel(student, heads)
+    if settings.pretrain:
+        freeze_unreached(model, {name: target.source.spec for name, target in targets.items()})
+    return StudentTrainer(
+        model.to(place.device),
+        data,
+        settings,
+        device=place.device,
+        live=live,
+        held_out=held_out if speech.valid else None,
+        wrap=place.wrap,
+    )
+
+
+def _noise(settings: DistillConfig, sample_rate_hz: int) -> NoiseMixer | None:
+    if settings.noise is None:
+        return None
+    low, high = settings.noise_snr_db
+    return NoiseMixer(
+        find_noises(settings.noise),
+        AudioLoader(sample_rate_hz),
+        share=settings.noise_share,
+        snr_db=(low, high),
+        seed=settings.seed,
+    )
 
 
 def train_here(job: TrainJob, *, device: torch.device, note: Callable[[dict[str, Any]], None]) -> None:

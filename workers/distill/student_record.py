@@ -33,6 +33,8 @@ class StudentRecord:
         digest: names the training.
         steps: optimizer steps.
         left_out: utterances that could not be trained on, and why.
+        valid_wer: of the held-out part, a fraction; None without one.
+        untrained: names of the weights that the training did not reach, since it was on codes alone.
     """
 
     student: dict[str, Any]
@@ -43,6 +45,8 @@ class StudentRecord:
     digest: str
     steps: int
     left_out: dict[str, str]
+    valid_wer: float | None = None
+    untrained: tuple[str, ...] = ()
 
 
 def save_student(location: Location, state: Mapping[str, "Tensor"], record: StudentRecord) -> None:

@@ -3,8 +3,9 @@
 Shape suffixes: S student frames, T teacher frames, N codebooks, K = N * teacher frames per student frame.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -14,7 +15,12 @@ from mvqkd.models.alignment import FrameAlignment
 from mvqkd.models.distillation.heads import TargetSpec
 from mvqkd.models.students.base import StudentFrames
 from mvqkd.storage.contract import TableContract
-from mvqkd.workers.distill.settings import DistillConfig
+from mvqkd.storage.rows import arrow_to_rows
+from mvqkd.storage.table import IndexTable, check_row_matches
+
+IDENTITY_COLUMNS = ("cut_id", "recording_id", "channel", "start", "duration", "speed", "num_samples")
+SHARD = "shard"
+"""Not a column: the name of the shard that a row lies in, which stands in every row that targets are made of."""
 
 
 class TargetSource(Protocol):
@@ -43,19 +49,17 @@ class TargetSource(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """What one layer of a student is to predict: from which source, and how much it counts.
+class LiveSource(Protocol):
+    """Targets that a teacher makes in the training step."""
 
-    Attributes:
-        source: of the targets.
-        layer: of the student, from 1.
-        scale: factor of the loss summed over frames and codebooks.
-    """
+    @property
+    def spec(self) -> TargetSpec:
+        """What a student frame is to predict."""
+        ...
 
-    source: TargetSource
-    layer: int
-    scale: float
+    def targets(self, waveforms: Sequence[Tensor], num_frames: Sequence[int]) -> list[Tensor]:
+        """Targets of a batch's utterances, each (num_frames, width of the spec), on the teacher's device."""
+        ...
 
 
 class TableCodes:
@@ -84,17 +88,89 @@ class TableCodes:
         return self._alignment(torch.tensor(row["codes"])[:, : self._codebooks], num_frames)
 
 
-def targets_of(settings: DistillConfig, contract: TableContract, frames: StudentFrames) -> dict[str, Target]:
-    """What the run file's `distill` section has a student predict, by name; nothing when `loss_scale` is 0."""
-    if not settings.loss_scale:
-        return {}
-    alignment = FrameAlignment(
+class JoinedTable:
+    """Targets out of another table of the same cuts: of another teacher, another layer, another quantizer.
+
+    Its shards are those of the same plan, so that a row's codes are found by its shard's position and its cut, and only
+    taken when they are of the same audio.
+
+    Args:
+        table: the other one.
+        inner: makes the targets of a row of it.
+        keep: shards that stay in memory.
+    """
+
+    columns = (*IDENTITY_COLUMNS, SHARD)
+
+    def __init__(self, table: IndexTable, inner: TargetSource, *, keep: int = 9) -> None:
+        self._table, self._inner, self._keep = table, inner, keep
+        self._names = {_position(name): name for name in sorted(table.committed())}
+        self._shards: OrderedDict[str, dict[str, dict[str, Any]]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_shards": OrderedDict(), "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
+
+    @property
+    def spec(self) -> TargetSpec:
+        """See `TargetSource`."""
+        return self._inner.spec
+
+    def targets(self, row: Mapping[str, Any], num_frames: int) -> Tensor:
+        """See `TargetSource`. Raises `StaleCodesError` when the other row is of other audio."""
+        other = self._row(row)
+        # The samples are counted at each table's own rate.
+        same = {name: row[name] for name in IDENTITY_COLUMNS if name not in ("cut_id", "num_samples")}
+        check_row_matches(other, **same, num_samples=other["num_samples"])
+        return self._inner.targets(other, num_frames)
+
+    def _row(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        name = self._names.get(_position(row[SHARD]))
+        rows = {} if name is None else self._rows(name)
+        if row["cut_id"] not in rows:
+            raise ValueError(
+                f"{self._table.location.url} has nothing for this cut; extract that table to its end, from the same "
+                "plan, or leave it out of distill.targets"
+            )
+        return rows[row["cut_id"]]
+
+    def _rows(self, name: str) -> dict[str, dict[str, Any]]:
+        with self._lock:
+            if name not in self._shards:
+                columns = [*IDENTITY_COLUMNS, *self._inner.columns]
+                read = self._table.read_shard(name, columns=columns)
+                self._shards[name] = {row["cut_id"]: row for row in arrow_to_rows(read)}
+                while len(self._shards) > self._keep:
+                    self._shards.popitem(last=False)
+            self._shards.move_to_end(name)
+            return self._shards[name]
+
+
+def _position(shard: str) -> str:
+    """Of a shard's name, what it has in common with the shards of the same plan in other tables."""
+    return shard.rpartition("-")[0]
+
+
+def alignment_of(
+    contract: TableContract, frames: StudentFrames, *, delay_frames: int, max_missing_frames: int
+) -> FrameAlignment:
+    """A table's frames to a student's."""
+    return FrameAlignment(
         teacher_rate_hz=contract.frame_rate_hz,
         student_rate_hz=frames.frame_rate_hz,
         teacher_offset_s=contract.frame_offset_s,
         student_offset_s=frames.frame_offset_s,
-        delay_frames=settings.delay_frames,
-        max_missing_frames=settings.max_missing_frames,
+        delay_frames=delay_frames,
+        max_missing_frames=max_missing_frames,
     )
-    codes = TableCodes(contract, alignment, codebooks=settings.codebooks)
-    return {"codebook": Target(source=codes, layer=settings.student_layer, scale=settings.loss_scale)}
+
+
+def table_source(
+    contract: TableContract, alignment: FrameAlignment, *, codebooks: int | None
+) -> TargetSource:
+    """What rows of a table give: its codes."""
+    return TableCodes(contract, alignment, codebooks=codebooks)
