@@ -42,8 +42,8 @@ class IndexRow(TypedDict):
 
 COLUMNS = tuple(IndexRow.__annotations__)
 # Shorter than one sample at 48 kHz, longer than what a decimal round trip of a manifest changes.
-_TIME_TOLERANCE_S = 1e-5
-_SPEED_TOLERANCE = 1e-6
+TIME_TOLERANCE_S = 1e-5
+SPEED_TOLERANCE = 1e-6
 _INTEGER_LIMITS = {"channel": 2**31, "num_samples": 2**63, "num_frames": 2**31}
 _REALS = ("start", "duration", "speed", "rrl")
 _TEXTS = {"cut_id": False, "recording_id": False, "cut": False, "speaker": True, "text": True}
@@ -129,7 +129,7 @@ def check_row_matches(
     """
     now = {"recording_id": recording_id, "channel": channel, "speed": speed, "start": start,
            "duration": duration, "num_samples": num_samples}  # fmt: skip
-    tolerances = {"speed": _SPEED_TOLERANCE, "start": _TIME_TOLERANCE_S, "duration": _TIME_TOLERANCE_S}
+    tolerances = {"speed": SPEED_TOLERANCE, "start": TIME_TOLERANCE_S, "duration": TIME_TOLERANCE_S}
     for key, value in now.items():
         then = row[key]
         same = abs(then - value) <= tolerances[key] if key in tolerances else then == value
