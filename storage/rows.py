@@ -19,7 +19,8 @@ class IndexRow(TypedDict):
         cut_id, recording_id, channel, start (s), duration (s), speed (perturbation factor, 1.0 normally),
         num_samples (as the teacher got them: at its rate, after any perturbation): the audio's identity.
         num_frames: T, frames of codes.
-        rrl: relative reconstruction loss of the utterance.
+        rrl: relative reconstruction loss of the utterance; `RRL_UNKNOWN` for imported codes, whose embeddings nobody
+            has.
         speaker, text: from the supervisions, None when unknown.
         codes: (T, N) uint8.
         cut: the Lhotse cut as JSON.
@@ -40,6 +41,8 @@ class IndexRow(TypedDict):
     cut: str
 
 
+RRL_UNKNOWN = -1.0
+"""No loss is below 0, and a table has a number for each of its rows."""
 COLUMNS = tuple(IndexRow.__annotations__)
 # Shorter than one sample at 48 kHz, longer than what a decimal round trip of a manifest changes.
 TIME_TOLERANCE_S = 1e-5

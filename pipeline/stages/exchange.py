@@ -46,9 +46,7 @@ def export_stage(
             raise StageError("--audio: icefall's manifests refer to audio and features; leave it out")
         target = IcefallTarget(out, opened, names, cuts, root=root, force=force)
     elif to == "lhotse-shar":
-        target = SharTarget(
-            out, opened, names, cuts, audio=audio, root=root, options=options, force=force
-        )
+        target = SharTarget(out, opened, names, cuts, audio=audio, root=root, options=options, force=force)
     else:
         raise StageError(f"--to {to}: give icefall or lhotse-shar")
     with ExitStack() as bars:
@@ -60,6 +58,7 @@ def import_stage(
     out: Location,
     known: "KnownFacts",
     *,
+    quantizer: str | None,
     cuts: str | None,
     field: str,
     root: str | None,
@@ -78,6 +77,7 @@ def import_stage(
             source,
             out,
             known,
+            quantizer=quantizer,
             cuts=cuts,
             field=field,
             root=root,

@@ -1,4 +1,4 @@
-"""Codes of tables joined onto cut manifests, by what audio a cut is of: for icefall's recipes, or as a Lhotse Shar folder.
+"""Codes of tables joined onto cut manifests, by the audio that a cut is of: for icefall, or as a Lhotse Shar folder.
 
 Three passes, none of which holds more than a shard of a table: the cuts are looked up, the codes that some cut takes
 are put in order, then the cuts are written with the place of their codes. Everything is made aside; what is read by
@@ -261,7 +261,9 @@ def field_names(contracts: Sequence[TableContract], wanted: Sequence[str]) -> tu
         layers = f"{FIELD}_layer{{layer}}_cb{{codebooks}}"
         wanted = [FIELD if len(contracts) == 1 else f"{layers}_{{teacher}}" if several else layers]
     if len(wanted) not in (1, len(contracts)):
-        raise ExportError(f"--field: {len(wanted)} names for {len(contracts)} tables; give one, or one for each")
+        raise ExportError(
+            f"--field: {len(wanted)} names for {len(contracts)} tables; give one, or one for each"
+        )
     templates = list(wanted) * (len(contracts) if len(wanted) == 1 else 1)
     names = tuple(_filled(t, contract) for t, contract in zip(templates, contracts, strict=True))
     for name in names:
@@ -283,4 +285,6 @@ def _filled(template: str, contract: TableContract) -> str:
     try:
         return template.format(**values)
     except (KeyError, IndexError, ValueError, AttributeError) as error:
-        raise ExportError(f"--field {template}: only {{layer}}, {{codebooks}} and {{teacher}} are known") from error
+        raise ExportError(
+            f"--field {template}: only {{layer}}, {{codebooks}} and {{teacher}} are known"
+        ) from error

@@ -1,4 +1,4 @@
-"""Codes as icefall's recipes read them: HDF5 files by Lhotse's own writer, and the manifests with a `TemporalArray` each.
+"""Codes as icefall's recipes read them: HDF5 files by Lhotse's own writer, and manifests with a `TemporalArray` each.
 
 `pruned_transducer_stateless6` loads `codebook_indexes` of every cut of a batch with `collate_custom_field`, joins two
 frames of 8 codes at 50 Hz to one target of 16, and has that 16 in its code. Later recipes take other numbers of
@@ -172,7 +172,9 @@ def _manifest_names(cuts: Sequence[str]) -> Mapping[str, str]:
     for url in cuts:
         name = url.rstrip("/").rpartition("/")[2]
         if not name.endswith((".jsonl", ".jsonl.gz")):
-            raise ExportError(f"{url}: icefall reads manifests; give one (.jsonl, .jsonl.gz), or --to lhotse-shar")
+            raise ExportError(
+                f"{url}: icefall reads manifests; give one (.jsonl, .jsonl.gz), or --to lhotse-shar"
+            )
         names[url] = name
     if len(set(names.values())) != len(cuts):
         raise ExportError("--cuts: two manifests have the same name; export them into two folders")

@@ -85,8 +85,12 @@ def key_of(cut: Mapping[str, Any]) -> AudioKey:
         NoAudioKeyError: the cut is of several channels or recordings, or a field is missing or wrong.
     """
     kind, recording = cut.get("type"), cut.get("recording")
+    if not isinstance(cut.get("id"), str) or not cut["id"]:
+        raise NoAudioKeyError(f"has the id {cut.get('id')!r}; correct the manifest")
     if kind not in CUT_TYPES:
-        raise NoAudioKeyError(f"is a {kind}; codes are of plain cuts of one recording: mix and pad afterwards")
+        raise NoAudioKeyError(
+            f"is a {kind}; codes are of plain cuts of one recording: mix and pad afterwards"
+        )
     if not isinstance(recording, dict) or not isinstance(recording.get("id"), str):
         raise NoAudioKeyError(
             "has no recording, so nobody knows which audio it is of; write the manifest with its recordings"
@@ -99,15 +103,20 @@ def key_of(cut: Mapping[str, Any]) -> AudioKey:
     for name in ("start", "duration"):
         if not is_number(cut.get(name)):
             raise NoAudioKeyError(f"{name} is {cut.get(name)!r}, not a finite number; correct the manifest")
+    speed = _speed_of(recording)
+    name = base_recording(recording["id"], speed)
+    return AudioKey(name, channel, float(cut["start"]), float(cut["duration"]), speed)
+
+
+def _speed_of(recording: Mapping[str, Any]) -> float:
     speed = 1.0
     for transform in recording.get("transforms") or ():
         if isinstance(transform, dict) and transform.get("name") == "Speed":
-            factor = (transform.get("kwargs") or {}).get("factor")
+            factor: Any = (transform.get("kwargs") or {}).get("factor")
             if not is_number(factor) or factor <= 0:
                 raise NoAudioKeyError(f"has the speed {factor!r}; correct the manifest")
             speed *= factor
-    name = base_recording(recording["id"], speed)
-    return AudioKey(name, channel, float(cut["start"]), float(cut["duration"]), speed)
+    return speed
 
 
 def with_array(
@@ -199,4 +208,7 @@ def _cut_lines(
                 yield data
 
     for item in without_bad_lines(items(), wanted="cuts", remedy="give a manifest of cuts"):
-        yield UnusableLine(source, item) if isinstance(item, Refused) else item
+        if isinstance(item, Refused):
+            yield UnusableLine(source, item)
+        else:
+            yield item

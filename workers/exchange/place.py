@@ -111,5 +111,7 @@ def _files_of(out: Location) -> list[str]:
         if not isinstance(files, list) or not all(isinstance(name, str) for name in files):
             raise TypeError("files is no list of names")
     except (ValueError, KeyError, TypeError) as error:
-        raise ExportError(f"{out.full_url(REPORT)}: of no export of ours ({error}); use another folder") from error
+        raise ExportError(
+            f"{out.full_url(REPORT)}: of no export of ours ({error}); use another folder"
+        ) from error
     return files

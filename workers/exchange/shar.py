@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
-from lhotse import Recording
+from lhotse import MonoCut, Recording
 from lhotse.shar.utils import to_shar_placeholder
 from lhotse.shar.writers.audio import AudioTarWriter
 from lhotse.shar.writers.tar import TarWriter
@@ -101,7 +101,9 @@ class SharTarget:
         if isinstance(cut, Left):
             if self._beside:
                 if cut.shard is None:
-                    raise ExportError(f"{cut.reason}; a Shar folder is read in step, so none of its lines may be bad")
+                    raise ExportError(
+                        f"{cut.reason}; a Shar folder is read in step, so none of its lines may be bad"
+                    )
                 self._shard_of(cut.shard).placeholder(cut.cut_id)
             return None
 
@@ -124,7 +126,9 @@ class SharTarget:
             array = {"storage_type": "shar", "storage_path": "", "storage_key": "", "shape": shape}
             field = self._fields[source]
             data = with_array(data, field, array=array, frame_shift_s=1 / table.contract.frame_rate_hz)
-            codes_TN = np.frombuffer(_read(shard.codes[source], row.file, shape[0] * shape[1]), dtype=np.uint8)
+            codes_TN = np.frombuffer(
+                _read(shard.codes[source], row.file, shape[0] * shape[1]), dtype=np.uint8
+            )
             shard.add(field, data["id"], codes_TN.reshape(shape), data["custom"][field])
         shard.add_cut(data, audio)
         return None
@@ -177,10 +181,11 @@ class SharTarget:
     def _load(self, data: Mapping[str, Any], where: str) -> tuple[np.ndarray, dict[str, Any], int]:
         """Samples of a cut, the cut as Shar has it (from 0, its recording cut to it), and its sampling rate."""
         whole = with_root(json.loads(json.dumps(data)), self._root)
-        custom, features = whole.pop("custom", None), whole.pop("features", None)
+        custom = whole.pop("custom", None)
+        whole.pop("features", None)
         cut = cut_of_object(whole, where)
-        if not hasattr(cut, "recording"):
-            raise UtteranceError(str(data["id"]), str(getattr(cut, "reason", None) or getattr(cut, "problem", "")))
+        if not isinstance(cut, MonoCut):
+            raise UtteranceError(str(data["id"]), str(getattr(cut, "reason", "is no plain cut")))
         rate = cut.recording.sampling_rate
         loader = self._loaders.setdefault(rate, AudioLoader(rate, s3=self._options, root=self._root))
         samples = loader(cut).numpy()
@@ -189,10 +194,8 @@ class SharTarget:
         )
         recording.sources[0].channels = [cut.channel]
         plain: dict[str, Any] = {**data, "start": 0.0, "recording": recording.to_dict(), "type": "MonoCut"}
-        if features is not None:
-            del plain["features"]  # its times are those of the whole recording
-        if custom is None:
-            plain.pop("custom", None)
+        plain.pop("features", None)  # their times are those of the whole recording
+        plain["custom"] = {name: _moved(value, data["start"]) for name, value in (custom or {}).items()}
         return samples, plain, rate
 
 
@@ -234,7 +237,9 @@ class _Shard:
         data = io.BytesIO()
         np.save(data, codes_TN, allow_pickle=False)
         self._tars[field].write(f"{cut_id}.npy", data)
-        self._tars[field].write(f"{cut_id}.json", io.BytesIO(f"{json.dumps(manifest)}\n".encode()), count=False)
+        self._tars[field].write(
+            f"{cut_id}.json", io.BytesIO(f"{json.dumps(manifest)}\n".encode()), count=False
+        )
 
     def add_cut(self, cut: Mapping[str, Any], audio: tuple[np.ndarray, dict[str, Any], int] | None) -> None:
         """The cut itself, and its audio."""
@@ -256,6 +261,13 @@ class _Shard:
     def close(self) -> None:
         """Finish all files."""
         self._open.close()
+
+
+def _moved(value: Any, start_s: float) -> Any:
+    """A custom field of a cut that begins at 0 now; arrays over time begin earlier too."""
+    if isinstance(value, dict) and "array" in value and isinstance(value.get("start"), int | float):
+        return {**value, "start": round(value["start"] - start_s, 8)}
+    return value
 
 
 def _read(file: Any, start: int, size: int) -> bytes:
