@@ -18,6 +18,65 @@ Root = Annotated[
 ]
 
 
+Cuts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--cuts",
+        metavar="MANIFEST",
+        help="Your cut manifest (.jsonl, .jsonl.gz), more than once for several, or a Shar folder; by default the cuts "
+        "that the table was made of.",
+    ),
+]
+Fields = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--field",
+        metavar="NAME",
+        help="Custom field of the codes, one for each table; may hold {layer}, {codebooks}, {teacher}. By default "
+        "codebook_indexes, or codebook_indexes_layer{layer}_cb{codebooks} for several tables.",
+    ),
+]
+NpyCuts = Annotated[
+    str | None,
+    typer.Option("--cuts", metavar="MANIFEST", help="The cuts that a folder of .npy files is of."),
+]
+Quantizer = Annotated[
+    str | None,
+    typer.Option(
+        "--quantizer",
+        metavar="PATH",
+        help="The codes' quantizer, which is kept with the table: a .pt of multi_quantization or SPEAR, or a folder "
+        "that `mvqkd fit` wrote.",
+    ),
+]
+QuantizerId = Annotated[
+    str | None, typer.Option("--quantizer-id", metavar="ID", help="Where the quantizer is lost.")
+]
+TeacherName = Annotated[str | None, typer.Option("--teacher-name", metavar="NAME")]
+Fingerprint = Annotated[
+    str | None, typer.Option("--teacher-fingerprint", metavar="TEXT", help="What no other checkpoint has.")
+]
+CodebookSize = Annotated[int | None, typer.Option("--codebook-size", min=2, max=256)]
+Layer = Annotated[
+    int | None, typer.Option("--layer", min=0, help="Transformer layers that embeddings went through.")
+]
+FrameRate = Annotated[
+    float | None,
+    typer.Option("--frame-rate", metavar="HZ", help="Of the codes, where the manifest does not say."),
+]
+FrameOffset = Annotated[
+    float | None,
+    typer.Option("--frame-offset", metavar="S", help="Middle of the first frame; HuBERT: 0.0125."),
+]
+SampleRate = Annotated[
+    int | None, typer.Option("--sample-rate", metavar="HZ", help="That the teacher takes.")
+]
+Search = Annotated[
+    str | None,
+    typer.Option("--search", metavar="NAME", help="How the codes were searched, if it was by this program."),
+]
+
+
 def export(
     tables: Annotated[
         list[str],
@@ -27,24 +86,8 @@ def export(
         str, typer.Option("--to", metavar="FORMAT", help="icefall or lhotse-shar.", show_default=False)
     ],
     out: Annotated[str, typer.Option("--out", metavar="FOLDER", help="Where to write.", show_default=False)],
-    cuts: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--cuts",
-            metavar="MANIFEST",
-            help="Your cut manifest (.jsonl, .jsonl.gz), more than once for several, or a Shar folder; by default the "
-            "cuts that the table was made of.",
-        ),
-    ] = None,
-    fields: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--field",
-            metavar="NAME",
-            help="Custom field of the codes, one for each table; may hold {layer}, {codebooks}, {teacher}. By default "
-            "codebook_indexes, or codebook_indexes_layer{layer}_cb{codebooks} for several tables.",
-        ),
-    ] = None,
+    cuts: Cuts = None,
+    fields: Fields = None,
     audio: Annotated[
         str | None,
         typer.Option(
@@ -95,77 +138,45 @@ def import_(
     out: Annotated[
         str, typer.Option("--out", metavar="TABLE", help="The table to write.", show_default=False)
     ],
-    cuts: Annotated[
-        str | None,
-        typer.Option("--cuts", metavar="MANIFEST", help="The cuts that a folder of .npy files is of."),
-    ] = None,
+    cuts: NpyCuts = None,
     field: Annotated[
         str, typer.Option("--field", metavar="NAME", help="Custom field of the codes.")
     ] = "codebook_indexes",
-    quantizer: Annotated[
-        str | None,
-        typer.Option(
-            "--quantizer",
-            metavar="PATH",
-            help="The codes' quantizer, which is kept with the table: a .pt of multi_quantization or SPEAR, or a "
-            "folder that `mvqkd fit` wrote.",
-        ),
-    ] = None,
-    quantizer_id: Annotated[
-        str | None, typer.Option("--quantizer-id", metavar="ID", help="Where the quantizer is lost.")
-    ] = None,
-    codebook_size: Annotated[int | None, typer.Option("--codebook-size", min=2, max=256)] = None,
-    teacher_name: Annotated[str | None, typer.Option("--teacher-name", metavar="NAME")] = None,
-    teacher_fingerprint: Annotated[
-        str | None,
-        typer.Option("--teacher-fingerprint", metavar="TEXT", help="What no other checkpoint has."),
-    ] = None,
-    layer: Annotated[
-        int | None, typer.Option("--layer", min=0, help="Transformer layers that embeddings went through.")
-    ] = None,
-    frame_rate_hz: Annotated[
-        float | None,
-        typer.Option("--frame-rate", metavar="HZ", help="Of the codes, where the manifest does not say."),
-    ] = None,
-    frame_offset_s: Annotated[
-        float | None,
-        typer.Option("--frame-offset", metavar="S", help="Middle of the first frame; HuBERT: 0.0125."),
-    ] = None,
-    sample_rate_hz: Annotated[
-        int | None, typer.Option("--sample-rate", metavar="HZ", help="That the teacher takes.")
-    ] = None,
-    search: Annotated[
-        str | None,
-        typer.Option(
-            "--search", metavar="NAME", help="How the codes were searched, if it was by this program."
-        ),
-    ] = None,
+    quantizer: Quantizer = None,
+    quantizer_id: QuantizerId = None,
+    codebook_size: CodebookSize = None,
+    teacher_name: TeacherName = None,
+    teacher_fingerprint: Fingerprint = None,
+    layer: Layer = None,
+    frame_rate_hz: FrameRate = None,
+    frame_offset_s: FrameOffset = None,
+    sample_rate_hz: SampleRate = None,
+    search: Search = None,
     root: Root = None,
     shard_hours: Annotated[float, typer.Option("--shard-hours", min=1e-6, help="Of audio in a file.")] = 5.0,
     set_: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
     """Put codes that others made, icefall's HDF5 or SPEAR's .npy files, into an index table."""
+    facts: dict[str, Any] = {
+        "teacher_fingerprint": teacher_fingerprint,
+        "teacher_name": teacher_name,
+        "layer": layer,
+        "quantizer_id": quantizer_id,
+        "codebook_size": codebook_size,
+        "frame_rate_hz": frame_rate_hz,
+        "frame_offset_s": frame_offset_s,
+        "sample_rate_hz": sample_rate_hz,
+        "search": search,
+    }
 
     def work() -> dict[str, Any]:
         from mvqkd.pipeline.stages.exchange import import_stage
-        from mvqkd.workers.exchange.contract import KnownFacts
 
-        known = KnownFacts(
-            teacher_fingerprint=teacher_fingerprint,
-            teacher_name=teacher_name,
-            layer=layer,
-            quantizer_id=quantizer_id,
-            codebook_size=codebook_size,
-            frame_rate_hz=frame_rate_hz,
-            frame_offset_s=frame_offset_s,
-            sample_rate_hz=sample_rate_hz,
-            search=search,
-        )
         return import_stage(
             source,
             _location(out, set_),
-            known,
+            facts,
             quantizer=quantizer,
             cuts=cuts,
             field=field,

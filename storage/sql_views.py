@@ -73,7 +73,7 @@ CREATE VIEW main.drift AS
         count(*) FILTER (times = 0 AND other_times > 0) AS only_other
     FROM merged GROUP BY codebook ORDER BY codebook;
 COMMENT ON VIEW main.drift IS
-    'use of the codebooks in the two tables; distance: 0 the same, 1 nothing in common; js_bits: Jensen-Shannon, 0 to 1';
+    'use of the codebooks in the two tables; distance: 0 the same, 1 nothing in common; js_bits: Jensen-Shannon';
 """
 
 DRIFT_OF_CUTS = """

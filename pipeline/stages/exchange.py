@@ -10,7 +10,6 @@ from mvqkd.storage.location import Location
 from mvqkd.storage.table import IndexTable
 
 if TYPE_CHECKING:
-    from mvqkd.workers.exchange.contract import KnownFacts
     from mvqkd.workers.exchange.export import Target
 
 _UNITS = {"index": "shards", "codes": "shards"}
@@ -56,7 +55,7 @@ def export_stage(
 def import_stage(
     source: str,
     out: Location,
-    known: "KnownFacts",
+    known: Mapping[str, Any],
     *,
     quantizer: str | None,
     cuts: str | None,
@@ -65,18 +64,19 @@ def import_stage(
     shard_hours: float,
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Import codes into a table; see `workers.exchange.importer`.
+    """Import codes into a table; see `workers.exchange.importer`. `known` are fields of `KnownFacts`.
 
     Raises:
         ImportCodesError, TableError, ContractError, CorpusError, StorageError: as of `import_codes`.
     """
+    from mvqkd.workers.exchange.contract import KnownFacts
     from mvqkd.workers.exchange.importer import import_codes
 
     with ExitStack() as bars:
         return import_codes(
             source,
             out,
-            known,
+            KnownFacts(**known),
             quantizer=quantizer,
             cuts=cuts,
             field=field,

@@ -207,7 +207,10 @@ def _cut_lines(
             else:
                 yield data
 
-    for item in without_bad_lines(items(), wanted="cuts", remedy="give a manifest of cuts"):
+    checked: Iterator[CutLine | Refused] = without_bad_lines(
+        items(), wanted="cuts", remedy="give a manifest of cuts"
+    )
+    for item in checked:
         if isinstance(item, Refused):
             yield UnusableLine(source, item)
         else:

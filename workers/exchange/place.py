@@ -12,6 +12,8 @@ from mvqkd.storage.location import Location
 from mvqkd.workers.exchange.export import LEFT_OUT, REPORT, ExportError
 
 _ASIDE = ".exporting"
+_MARK = "_exporting"
+"""There while an export is made, and after one that was killed: what lies about then is nobody's."""
 
 
 class Place:
@@ -37,7 +39,7 @@ class Place:
             self._old = _files_of(out)
 
     def require_free(self, folder: str, is_ours: Sequence[str]) -> None:
-        """Refuse to write over files that no export of ours made.
+        """Refuse to write over files that no export of ours made, then claim the place.
 
         Args:
             folder: in the place, or "".
@@ -46,13 +48,17 @@ class Place:
         Raises:
             ExportError: one is there.
         """
-        prefix = f"{folder}/" if folder else ""
+        prefix, killed = f"{folder}/" if folder else "", self.out.exists(_MARK)
         for name in self.out.names(folder):
             taken = any(name == one or (one.endswith(".") and name.startswith(one)) for one in is_ours)
-            if taken and f"{prefix}{name}" not in self._old:
+            if not taken or f"{prefix}{name}" in self._old:
+                continue
+            if not killed:
                 raise ExportError(
                     f"{self.out.full_url(prefix + name)}: is there and of no export; choose another --out"
                 )
+            self.out.remove(f"{prefix}{name}")
+        self.out.replace(_MARK, b"")
 
     def aside(self) -> Path:
         """An empty folder beside, on the same disk, which must be a local one."""
@@ -79,6 +85,7 @@ class Place:
             self.out.replace(LEFT_OUT, left_out.read_bytes())
         content = {**report, "files": [*files, LEFT_OUT]}
         self.out.replace(REPORT, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+        self.out.remove(_MARK)
 
 
 @contextmanager
