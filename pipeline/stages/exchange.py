@@ -30,13 +30,15 @@ def export_stage(
     """Export the codes of tables; see `workers.exchange.export`.
 
     Raises:
-        StageError: `to` is no format.
+        StageError: `to` or `audio` is no format.
         ExportError, TableError, ContractError, CorpusError, StorageError: as of `export` and its targets.
     """
     from mvqkd.workers.exchange.export import export, field_names
     from mvqkd.workers.exchange.icefall import IcefallTarget
     from mvqkd.workers.exchange.shar import SharTarget
 
+    if audio not in (None, "flac", "wav"):
+        raise StageError(f"--audio {audio}: give flac or wav")
     opened = [IndexTable.open(location) for location in tables]
     names = field_names([table.contract for table in opened], fields)
     target: Target

@@ -35,7 +35,7 @@ def extract_as_the_recipe(batch: dict) -> tuple:
 
 @pytest.fixture
 def speech(tmp_path: Path) -> list[MonoCut]:
-    """Cuts with features as icefall prepares them: those of whole files, one that begins at 1.3 s, all at three speeds."""
+    """Cuts with features as icefall prepares them: of whole files, one from 1.3 s on, all at three speeds."""
     whole = [cut_of(write_sound(tmp_path / f"audio/u{i}.wav", 2.0 + 0.7 * i)) for i in range(3)]
     later = cut_of(write_sound(tmp_path / "audio/long.wav", 6.0), start=1.3, duration=2.56)
     cuts = [*whole, later]
