@@ -33,8 +33,9 @@ def export_stage(
         StageError: `to` or `audio` is no format.
         ExportError, TableError, ContractError, CorpusError, StorageError: as of `export` and its targets.
     """
-    from mvqkd.workers.exchange.export import export, field_names
+    from mvqkd.workers.exchange.export import export
     from mvqkd.workers.exchange.icefall import IcefallTarget
+    from mvqkd.workers.exchange.names import field_names
     from mvqkd.workers.exchange.shar import SharTarget
 
     if audio not in (None, "flac", "wav"):

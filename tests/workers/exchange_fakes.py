@@ -14,8 +14,9 @@ from mvqkd.storage.location import open_location
 from mvqkd.storage.rows import IndexRow
 from mvqkd.storage.table import IndexTable
 from mvqkd.workers.cuts import cut_to_json, identity
-from mvqkd.workers.exchange.export import FIELD, export
+from mvqkd.workers.exchange.export import export
 from mvqkd.workers.exchange.icefall import IcefallTarget
+from mvqkd.workers.exchange.names import FIELD
 from mvqkd.workers.exchange.shar import SharTarget
 
 RATE = 16_000

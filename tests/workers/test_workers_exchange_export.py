@@ -9,8 +9,8 @@ from exchange_fakes import contract_of, cut_in, make_coded_table, recording_of, 
 from workers_fakes import write_manifest
 
 from mvqkd.storage.location import open_location
-from mvqkd.workers.exchange.export import ExportError, field_names
 from mvqkd.workers.exchange.icefall import IcefallTarget
+from mvqkd.workers.exchange.names import ExportError, field_names
 
 
 def test_names_of_fields():
@@ -71,6 +71,7 @@ def test_what_is_refused(tmp_path, monkeypatch):
     other = write_manifest(tmp_path / "m.jsonl", [cut_in(recording_of("q", 2.0), 0.0, 2.0, name="a")])
     with pytest.raises(ExportError, match=r"none of 1 cuts has codes.*no codes of recording 'q'"):
         to_icefall(tmp_path / "out", [table], [other])
+    assert not list((tmp_path / "out").iterdir()), "nothing is left of it"
     with pytest.raises(ValueError, match="no such file"):
         to_icefall(tmp_path / "out2", [table], [tmp_path / "none.jsonl"])
     with gzip.open(tmp_path / "s.jsonl.gz", "wt") as file:

@@ -20,7 +20,7 @@ from lhotse.dataset.collation import collate_custom_field
 from lhotse.dataset.input_strategies import PrecomputedFeatures
 from workers_fakes import cut_of, write_manifest, write_sound
 
-from mvqkd.workers.exchange.export import field_names
+from mvqkd.workers.exchange.names import field_names
 
 
 def extract_as_the_recipe(batch: dict) -> tuple:

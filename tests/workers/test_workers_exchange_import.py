@@ -21,8 +21,8 @@ from mvqkd.storage.summary import inspect_table
 from mvqkd.storage.table import IndexTable
 from mvqkd.workers.cuts import cut_from_json
 from mvqkd.workers.exchange.contract import KnownFacts
-from mvqkd.workers.exchange.export import FIELD
 from mvqkd.workers.exchange.importer import ImportCodesError, import_codes
+from mvqkd.workers.exchange.names import FIELD
 
 KNOWN: dict[str, Any] = {
     "teacher_fingerprint": "a" * 64, "teacher_name": "hubert", "layer": 36, "quantizer_id": "abcdef01",

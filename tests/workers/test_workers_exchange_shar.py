@@ -13,7 +13,8 @@ from s3_server import S3Server
 from workers_fakes import cut_of, write_manifest, write_sound
 
 from mvqkd.storage.location import open_location
-from mvqkd.workers.exchange.export import FIELD, ExportError, export
+from mvqkd.workers.exchange.export import export
+from mvqkd.workers.exchange.names import FIELD, ExportError
 from mvqkd.workers.exchange.shar import SharTarget
 
 

@@ -6,9 +6,9 @@ others gets its name when all of it is there.
 """
 
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol
@@ -27,17 +27,12 @@ from mvqkd.workers.exchange.lines import (
     read_manifest_lines,
     read_own_lines,
 )
+from mvqkd.workers.exchange.names import ExportError
 
-FIELD = "codebook_indexes"
-"""What icefall's `pruned_transducer_stateless6` reads."""
 LEFT_OUT, REPORT = "left_out.jsonl", "export.json"
 Kind = Literal["missing", "stale", "unusable"]
 Note = Callable[[str, int, int | None], None]
 """Told of progress: what is done, how much of it, and of how much, if that is known."""
-
-
-class ExportError(ValueError):
-    """Codes cannot be exported as they are asked for; the message names the place and the remedy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +83,9 @@ class Target(Protocol):
 
     def finish(self, left_out: Path, report: dict[str, Any]) -> None:
         """Give everything its name."""
+
+    def abandon(self) -> None:
+        """Take away what was written; the export has failed."""
 
 
 class Joined:
@@ -155,7 +153,7 @@ def export(
         ExportError: no cut has codes.
         TableError, ContractError, CorpusError, StorageError: a table or a manifest cannot be read.
     """
-    with CodeIndex(tables) as index:
+    with CodeIndex(tables) as index, _or_abandon(target):
         for done, _ in enumerate(index.fill(), start=1):
             note("index", done, index.num_shards)
         joined, left_out = Joined(index, cuts, options), index.folder / LEFT_OUT
@@ -170,6 +168,15 @@ def export(
         report = _report(tables, tally)
         target.finish(left_out, report)
     return report
+
+
+@contextmanager
+def _or_abandon(target: Target) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        target.abandon()
+        raise
 
 
 def _look_up(joined: Joined, index: CodeIndex, left_out: IO[str], note: Note) -> Tally:
@@ -240,51 +247,3 @@ def _report(tables: Sequence[IndexTable], tally: Tally) -> dict[str, Any]:
             {"url": table.location.url, "contract": json.loads(table.contract.to_json())} for table in tables
         ],
     }
-
-
-def field_names(contracts: Sequence[TableContract], wanted: Sequence[str]) -> tuple[str, ...]:
-    """The custom fields of the tables' codes, as icefall's recipes name them.
-
-    One table: `codebook_indexes`. Several layers of one teacher: `codebook_indexes_layer{L}_cb{N}`. Several teachers:
-    `codebook_indexes_layer{L}_cb{N}_{teacher}`.
-
-    Args:
-        contracts: of the tables.
-        wanted: names given for them, which may hold `{layer}`, `{codebooks}` and `{teacher}`; one for all, one for
-            each, or none.
-
-    Raises:
-        ExportError: a name is none that Lhotse takes, or two are the same.
-    """
-    if not wanted:
-        several = len({contract.teacher_name for contract in contracts}) > 1
-        layers = f"{FIELD}_layer{{layer}}_cb{{codebooks}}"
-        wanted = [FIELD if len(contracts) == 1 else f"{layers}_{{teacher}}" if several else layers]
-    if len(wanted) not in (1, len(contracts)):
-        raise ExportError(
-            f"--field: {len(wanted)} names for {len(contracts)} tables; give one, or one for each"
-        )
-    templates = list(wanted) * (len(contracts) if len(wanted) == 1 else 1)
-    names = tuple(_filled(t, contract) for t, contract in zip(templates, contracts, strict=True))
-    for name in names:
-        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) or name in ("cuts", "recording", "features"):
-            raise ExportError(f"--field {name}: no name of a custom field; use letters, digits and _")
-    if len(set(names)) != len(names):
-        raise ExportError(
-            f"--field: two tables have the name {max(names, key=names.count)}; give one for each with --field"
-        )
-    return names
-
-
-def _filled(template: str, contract: TableContract) -> str:
-    values = {
-        "layer": contract.layer,
-        "codebooks": contract.num_codebooks,
-        "teacher": re.sub(r"[^A-Za-z0-9]+", "_", contract.teacher_name).strip("_"),
-    }
-    try:
-        return template.format(**values)
-    except (KeyError, IndexError, ValueError, AttributeError) as error:
-        raise ExportError(
-            f"--field {template}: only {{layer}}, {{codebooks}} and {{teacher}} are known"
-        ) from error

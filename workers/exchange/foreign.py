@@ -6,7 +6,6 @@ Shape suffixes: T frames, N codebooks.
 import io
 from collections import OrderedDict
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -116,7 +115,7 @@ class ForeignCodes:
     def _full(self, path: str) -> str:
         if self._root is None or "://" in path or path.startswith("/"):
             return path
-        return path if "://" in self._root and path.startswith("s3://") else str(Path(self._root) / path)
+        return f"{self._root.rstrip('/')}/{path}"
 
 
 def frame_rate_of(reference: object) -> float | None:

@@ -19,8 +19,9 @@ from lhotse.utils import compute_num_frames
 from mvqkd.storage.location import Location
 from mvqkd.storage.table import IndexTable
 from mvqkd.workers.exchange.code_index import CodeIndex
-from mvqkd.workers.exchange.export import ExportError, Left, Taken
+from mvqkd.workers.exchange.export import Left, Taken
 from mvqkd.workers.exchange.lines import with_array, with_root
+from mvqkd.workers.exchange.names import ExportError
 from mvqkd.workers.exchange.place import Place, gzipped
 
 FILE_BYTES = 2**30
@@ -128,6 +129,11 @@ class IcefallTarget:
         report |= {"to": "icefall", "out": str(self._folder), "fields": list(self._fields),
                    "manifests": sorted(self._manifests), "notes": self._notes()}  # fmt: skip
         self._place.finish(left_out, report, files)
+
+    def abandon(self) -> None:
+        """Take away what was written."""
+        self._open.close()
+        self._place.release()
 
     def _files_of(self, source: int) -> int:
         """HDF5 files of a table so far."""

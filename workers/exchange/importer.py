@@ -149,7 +149,7 @@ class _Importer:
             count = len(shard.lines) + len(shard.bad)
             made = self._table.summary_of(name).rows if name in before else self._commit(name, shard)
             rows, left, done = rows + made, left + count - made, done + count
-            note("codes", done, None)
+            note("cuts", done, None)
         others = sorted(name for name in before - set(names) if name.startswith(f"{prefix}-"))
         if others:
             raise ImportCodesError(
@@ -160,7 +160,7 @@ class _Importer:
             raise ImportCodesError(
                 f"{location.url}: no cut of {manifest} has codes that can be used; see its failures"
             )
-        note("codes", done, done)
+        note("cuts", done, done)
         return {
             "table": location.url,
             "shards": len(names),

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from mvqkd.storage.location import Location
-from mvqkd.workers.exchange.export import LEFT_OUT, REPORT, ExportError
+from mvqkd.workers.exchange.export import LEFT_OUT, REPORT
+from mvqkd.workers.exchange.names import ExportError
 
 _ASIDE = ".exporting"
 _MARK = "_exporting"
@@ -67,6 +68,12 @@ class Place:
             shutil.rmtree(path)  # of an export that was killed
         path.mkdir(parents=True)
         return path
+
+    def release(self) -> None:
+        """Give up the claim, and what was made aside."""
+        if self.out.is_local:
+            shutil.rmtree(Path(self.out.url) / _ASIDE, ignore_errors=True)
+        self.out.remove(_MARK)
 
     def drop_old(self, keep: Sequence[str]) -> None:
         """Delete the export that was there; its report first, so that no half of it looks whole."""

@@ -31,8 +31,9 @@ from mvqkd.workers.audio import AudioLoader
 from mvqkd.workers.corpus.manifest import cut_of_object
 from mvqkd.workers.cuts import UtteranceError
 from mvqkd.workers.exchange.code_index import CodeIndex
-from mvqkd.workers.exchange.export import ExportError, Left, Taken
+from mvqkd.workers.exchange.export import Left, Taken
 from mvqkd.workers.exchange.lines import fits_tar, with_array, with_root
+from mvqkd.workers.exchange.names import ExportError
 from mvqkd.workers.exchange.place import Place, gzipped
 
 FOLDER = "shar"
@@ -112,6 +113,10 @@ class SharTarget:
                         reason=reason)  # fmt: skip
 
         if not fits_tar(cut.line.cut_id):
+            if self._beside:
+                raise ExportError(
+                    f"{cut.line.cut_id!r}: its id is no name in a tar file; write the folder again"
+                )
             return left("its id is no name in a tar file; rename the cut, without '//', '.' or '..'")
         data = cut.line.data
         try:
@@ -142,6 +147,15 @@ class SharTarget:
         report |= {"to": "lhotse-shar", "out": self._place.out.full_url(FOLDER), "fields": list(self._fields),
                    "audio": self._audio, "notes": []}  # fmt: skip
         self._place.finish(left_out, report, [f"{FOLDER}/{name}" for name in self._done])
+        self._temporary.cleanup()
+
+    def abandon(self) -> None:
+        """Take away what was written."""
+        if self._shard is not None:
+            self._shard.close()
+        for name in self._done:
+            self._place.out.remove(f"{FOLDER}/{name}")
+        self._place.release()
         self._temporary.cleanup()
 
     def _shard_of(self, number: str | None) -> "_Shard":
