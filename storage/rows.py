@@ -19,7 +19,8 @@ class IndexRow(TypedDict):
         cut_id, recording_id, channel, start (s), duration (s), speed (perturbation factor, 1.0 normally),
         num_samples (as the teacher got them: at its rate, after any perturbation): the audio's identity.
         num_frames: T, frames of codes.
-        rrl: relative reconstruction loss of the utterance.
+        rrl: relative reconstruction loss of the utterance; `RRL_UNKNOWN` for imported codes, whose embeddings nobody
+            has.
         speaker, text: from the supervisions, None when unknown.
         codes: (T, N) uint8.
         cut: the Lhotse cut as JSON.
@@ -40,10 +41,12 @@ class IndexRow(TypedDict):
     cut: str
 
 
+RRL_UNKNOWN = -1.0
+"""No loss is below 0, and a table has a number for each of its rows."""
 COLUMNS = tuple(IndexRow.__annotations__)
 # Shorter than one sample at 48 kHz, longer than what a decimal round trip of a manifest changes.
-_TIME_TOLERANCE_S = 1e-5
-_SPEED_TOLERANCE = 1e-6
+TIME_TOLERANCE_S = 1e-5
+SPEED_TOLERANCE = 1e-6
 _INTEGER_LIMITS = {"channel": 2**31, "num_samples": 2**63, "num_frames": 2**31}
 _REALS = ("start", "duration", "speed", "rrl")
 _TEXTS = {"cut_id": False, "recording_id": False, "cut": False, "speaker": True, "text": True}
@@ -129,7 +132,7 @@ def check_row_matches(
     """
     now = {"recording_id": recording_id, "channel": channel, "speed": speed, "start": start,
            "duration": duration, "num_samples": num_samples}  # fmt: skip
-    tolerances = {"speed": _SPEED_TOLERANCE, "start": _TIME_TOLERANCE_S, "duration": _TIME_TOLERANCE_S}
+    tolerances = {"speed": SPEED_TOLERANCE, "start": TIME_TOLERANCE_S, "duration": TIME_TOLERANCE_S}
     for key, value in now.items():
         then = row[key]
         same = abs(then - value) <= tolerances[key] if key in tolerances else then == value

@@ -30,7 +30,7 @@ class TableSummary:
         bytes_per_index: `total_bytes` over `indexes`.
         codes_bytes_per_index: the codes column alone, as compressed in the files.
         mean_rrl: over cuts; `frame_weighted_rrl`: over frames.
-        worst_rrl, worst_rrl_cut_id: the cut the quantizer reconstructs worst.
+        worst_rrl, worst_rrl_cut_id: the cut the quantizer reconstructs worst. None where codes were imported.
         entropy_bits: per codebook, entropy of its use; 8 for 256 equally used entries.
         perplexity: per codebook, 2 ** entropy.
         unused_fraction: per codebook, share of entries that never occur.
@@ -122,6 +122,8 @@ def summarize(
     indexes, hours = total.frames * table.contract.num_codebooks, total.duration_s / 3600
     entropy_bits = tuple(_entropy_bits(counts_K) for counts_K in total.counts_NK)
     frames_per_hour = _ratio(total.frames, hours) if embedding_dim else None
+    # All rows of a table know it, or none: imported codes have a contract of their own.
+    rrl_known = total.worst_rrl is not None and total.worst_rrl >= 0
     float16 = (
         None if frames_per_hour is None or embedding_dim is None else frames_per_hour * embedding_dim * 2
     )
@@ -136,10 +138,10 @@ def summarize(
         total_bytes=total_bytes,
         bytes_per_index=_ratio(total_bytes, indexes),
         codes_bytes_per_index=_ratio(total.codes_bytes, indexes),
-        mean_rrl=_ratio(total.rrl_sum, total.rows),
-        frame_weighted_rrl=_ratio(total.weighted_rrl_sum, total.frames),
-        worst_rrl=total.worst_rrl,
-        worst_rrl_cut_id=total.worst_cut_id,
+        mean_rrl=_ratio(total.rrl_sum, total.rows) if rrl_known else None,
+        frame_weighted_rrl=_ratio(total.weighted_rrl_sum, total.frames) if rrl_known else None,
+        worst_rrl=total.worst_rrl if rrl_known else None,
+        worst_rrl_cut_id=total.worst_cut_id if rrl_known else None,
         entropy_bits=entropy_bits,
         perplexity=tuple(2.0**bits for bits in entropy_bits),
         unused_fraction=tuple(float((counts_K == 0).mean()) for counts_K in total.counts_NK),
