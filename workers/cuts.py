@@ -115,6 +115,17 @@ def speed_of(cut: "MonoCut") -> float:
     return speed
 
 
+def unperturbed_id(name: str, cut: "MonoCut") -> str:
+    """The id that this one, of the cut or of its recording, had before the cut was perturbed in speed; itself when it
+    was not. Copies of an utterance are not two utterances where data is split."""
+    for transform in reversed(cut.recording.transforms or []):
+        known = transform if isinstance(transform, dict) else transform.to_dict()
+        if known.get("name") == "Speed":
+            before, _, after = name.rpartition(f"_sp{known['kwargs']['factor']}")
+            name = before + after
+    return name
+
+
 def speaker_of(cut: "MonoCut") -> str | None:
     """The speaker of the cut's first supervision that names one."""
     return next((s.speaker for s in _own_supervisions(cut) if s.speaker), None)

@@ -84,6 +84,7 @@ def _need_table(run: Run, settings: DistillConfig) -> IndexTable:
         table = IndexTable.open(run.table)
     except TableError as error:
         raise StageError(f"{error}; `mvqkd extract` makes it") from error
+    table.contract.require_payload("codes", where=table.location.url)
     if settings.codebooks is not None and settings.codebooks > table.contract.num_codebooks:
         raise StageError(
             f"distill.codebooks {settings.codebooks}: {table.location.url} has {table.contract.num_codebooks} codes "
