@@ -18,6 +18,7 @@ from mvqkd.pipeline.show.run_table import _corpus_rows, _size_rows
 from mvqkd.pipeline.stages import extract_table
 from mvqkd.pipeline.stages.calibrate import calibrate_stage
 from mvqkd.pipeline.stages.certify import certify_stage
+from mvqkd.pipeline.stages.distill import distill_stage
 from mvqkd.pipeline.stages.extract import extract_stage
 from mvqkd.pipeline.stages.fit import fit_stage
 from mvqkd.pipeline.stages.plan import plan_stage
