@@ -11,9 +11,11 @@ from tiny import make_run, objects, on_s3, write_run_file
 from typer.testing import CliRunner
 
 from mvqkd.models.teachers import load_teacher
+from mvqkd.models.teachers.errors import TeacherUnreachableError
 from mvqkd.pipeline.cli import app
 from mvqkd.pipeline.errors import ConfigError, StageError
 from mvqkd.pipeline.run_folder import Run
+from mvqkd.pipeline.show.preflight import print_plan
 from mvqkd.pipeline.show.run_table import _corpus_rows, _size_rows
 from mvqkd.pipeline.stages import extract_table
 from mvqkd.pipeline.stages.calibrate import calibrate_stage
@@ -139,6 +141,19 @@ def test_other_settings_and_another_teacher(run: Run, tree: dict[str, Any], tmp_
     run.teacher.replace("teacher.json", b'{"teacher": {}}')
     with pytest.raises(StageError, match=r"teacher\.json: not the record of a teacher"):
         extract_stage(run)
+
+
+def test_a_teacher_that_cannot_be_asked(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unreachable(*_: object, **__: object) -> int:
+        raise TeacherUnreachableError("no connection")
+
+    monkeypatch.setattr("mvqkd.pipeline.stages.plan.teacher_dim", unreachable)
+    summary = plan_stage(run)
+    assert summary["index_bytes"] is None
+    print_plan(summary)
+    assert "not known until the teacher can be asked" in " ".join(capsys.readouterr().out.split())
 
 
 def test_shards_that_are_too_large(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

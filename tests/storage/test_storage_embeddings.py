@@ -17,43 +17,13 @@ from mvqkd.storage.contract import TableContract
 from mvqkd.storage.errors import ContractError, TableError
 from mvqkd.storage.location import open_location
 from mvqkd.storage.parquet import CONTRACT_KEY, to_parquet
-from mvqkd.storage.rows import EmbeddingsRow, IndexRow
+from mvqkd.storage.rows import EmbeddingsRow
 from mvqkd.storage.shard_summary import SUMMARY_KEY, ShardSummary, SummaryTotal
 from mvqkd.storage.summary import inspect_table
 from mvqkd.storage.table import IndexTable
 
-DIM = 24
+DIM = 24  # of the fixtures' embeddings
 Rows = list[EmbeddingsRow]
-
-
-@pytest.fixture
-def of_embeddings(contract: TableContract) -> TableContract:
-    return TableContract(
-        teacher_fingerprint=contract.teacher_fingerprint,
-        teacher_name=contract.teacher_name,
-        layer=contract.layer,
-        frame_rate_hz=contract.frame_rate_hz,
-        frame_offset_s=contract.frame_offset_s,
-        sample_rate_hz=contract.sample_rate_hz,
-        payload="embeddings",
-        dim=DIM,
-    )
-
-
-@pytest.fixture
-def embedded(make_rows: Callable[..., list[IndexRow]]) -> Callable[..., Rows]:
-    """Rows as of `make_rows`, with random embeddings in the place of codes."""
-
-    def make(count: int, *, num_frames: int = 30, seed: int = 0) -> Rows:
-        rng = np.random.default_rng(seed)
-        rows = []
-        for row in make_rows(count, num_frames=num_frames, seed=seed):
-            values = {name: value for name, value in row.items() if name not in ("rrl", "codes")}
-            x_TD = (rng.standard_normal((num_frames, DIM)) * 5).astype(np.float16)
-            rows.append(EmbeddingsRow(**values, embeddings=x_TD))  # type: ignore[typeddict-item]
-        return rows
-
-    return make
 
 
 @pytest.fixture
