@@ -32,8 +32,8 @@ class Stored:
 
 # Codes: measured on 130 random rows of 134 x 8 codes: 1.004 bytes per index; dictionary 1.008, plain 1.34. They hardly
 # compress at any level.
-# Embeddings: DuckDB 2.0 reads BYTE_STREAM_SPLIT of no float16, which would save another 7 % of the bytes. Higher levels
-# of zstd save 0.1 %.
+# Embeddings: DuckDB 2.0 reads no BYTE_STREAM_SPLIT of float16, which would save another 8 % of random numbers. Of AN4,
+# layer 3 of Whisper base, level 1 makes 0.867 of the bytes at 272 MB/s, level 3 as many at 240 MB/s.
 STORED = {
     CODES: Stored(leaf="codes.list.element.list.element", encoding="BYTE_STREAM_SPLIT", zstd_level=9),
     EMBEDDINGS: Stored(leaf="embeddings.list.element.list.element", encoding="PLAIN", zstd_level=1),

@@ -33,7 +33,7 @@ def _corpus_rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "Corpus", f"{plan['train_hours']:.2f} h train, {plan.get('test_hours', 0):.2f} h test"
     teacher = f"{contract['teacher_name']}, layer {contract['layer']}, {contract['frame_rate_hz']:g} frames/s"
     yield "Teacher", teacher
-    if contract["payload"] == "embeddings":
+    if contract.get("payload") == "embeddings":
         yield "Quantizer", f"none: {contract['dim']} numbers a frame, as float16"
     else:
         yield (
