@@ -95,10 +95,10 @@ class RunConfig(Section, strict=False):
             teacher = teacher.model_copy(update={"layer": changed.layer})
         if changed.search is not None:
             extract = extract.model_copy(update={"search": changed.search})
+        table = self.table if changed.target is None else TableConfig(target=changed.target)
         quantizer = QuantizerConfig(**{**self.quantizer.model_dump(), **changed.quantizer})
-        return self.model_copy(
-            update={"teacher": teacher, "extract": extract, "quantizer": quantizer, "tables": {}}
-        )
+        update = {"teacher": teacher, "extract": extract, "quantizer": quantizer, "table": table}
+        return self.model_copy(update={**update, "tables": {}})
 
     def student_names(self) -> list[str]:
         """The students that a run trains, in order.

@@ -16,7 +16,8 @@ Part = Literal["train", "test"]
 
 
 class Run:
-    """Folders below `storage.root`: `plan/train`, `plan/test`, `quantizer`, `table`, `students/<name>`, `reports`.
+    """Folders below `storage.root`: `plan/train`, `plan/test`, `quantizer` or `teacher`, `table`, `students/<name>`,
+    `reports`.
 
     Args:
         table_name: of `tables` in the run file, whose quantizer, table and reports lie in `tables/<name>`; the plan is
@@ -52,6 +53,11 @@ class Run:
     def quantizer(self) -> Location:
         """Folder of the quantizer artifact."""
         return self._of_table.join("quantizer")
+
+    @property
+    def teacher(self) -> Location:
+        """Folder of the record of the teacher, which a table of embeddings has in the place of a quantizer."""
+        return self._of_table.join("teacher")
 
     @property
     def table(self) -> Location:

@@ -3,13 +3,21 @@
 from dataclasses import fields
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from mvqkd.models.quantizer.fit_config import FitConfig, FitSettings
 from mvqkd.workers.section import SPEED_ONLY, KeysOf, PathText, Section, Seed, Text
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+Speed = Annotated[float, Field(ge=0.5, le=2.0)]
+TargetKind = Literal["codes", "embeddings"]
+
+
+def _in_order(speeds: tuple[float, ...]) -> tuple[float, ...]:
+    if len(set(speeds)) < len(speeds):
+        raise ValueError(f"{list(speeds)} names a speed twice; each of them once")
+    return tuple(sorted(speeds))
 
 
 class QuantizerConfig(Section, FitSettings):  # type: ignore[misc]  # mypy does not see that sections are frozen
@@ -46,9 +54,15 @@ class QuantizerConfig(Section, FitSettings):  # type: ignore[misc]  # mypy does 
 
 
 class ExtractConfig(Section):
-    """How the corpus is cut into shards and how the actors work."""
+    """How the corpus is cut into shards and how the actors work.
+
+    `speeds`: every cut of the training part is extracted at each of them; 1.0 is the cut as it is.
+    """
 
     shard_hours: PositiveFloat = 5.0
+    speeds: Annotated[tuple[Speed, ...], Field(strict=False, min_length=1), AfterValidator(_in_order)] = (
+        1.0,
+    )
     search: Literal["fast", "full"] = "fast"
     batch_seconds: Annotated[PositiveFloat | Literal["auto"], SPEED_ONLY] = "auto"
     decode_threads: Annotated[PositiveInt, SPEED_ONLY] = 2
@@ -62,18 +76,29 @@ class ExtractConfig(Section):
 
 
 class TableConfig(Section):
-    """The index table; its folder is `<storage.root>/table` unless `path` says otherwise."""
+    """The index table; its folder is `<storage.root>/table` unless `path` says otherwise.
+
+    `target`: what it holds for every frame, the codes of a quantizer or the teacher's embeddings as float16.
+    """
 
     path: PathText | None = None
+    target: TargetKind = "codes"
 
 
 class TableOverrides(Section):
-    """One more table out of the same pass of the teacher: in which layer, keys of `quantizer` and search it differs
-    from the first one."""
+    """One more table out of the same pass of the teacher: in which layer, keys of `quantizer`, search and target it
+    differs from the first one."""
 
     layer: PositiveInt | None = None
     quantizer: Annotated[dict[str, Any], KeysOf(QuantizerConfig)] = Field(default={})
     search: Literal["fast", "full"] | None = None
+    target: TargetKind | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.target == "embeddings" and (self.quantizer or self.search is not None):
+            raise ValueError("a table of embeddings has no quantizer; remove `quantizer` and `search`")
+        return self
 
 
 class ClusterConfig(Section):

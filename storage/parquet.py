@@ -124,6 +124,11 @@ def compressed_bytes(metadata: pq.FileMetaData, leaf: str | None = None, *, wher
         raise damaged(where, error) from error
 
 
+def payload_bytes(metadata: pq.FileMetaData, contract: TableContract, *, where: str) -> int:
+    """What the codes or embeddings take in the file. Raises as `compressed_bytes`."""
+    return compressed_bytes(metadata, STORED[contract.payload].leaf, where=where)
+
+
 def end_of_pages(metadata: pq.FileMetaData, *, where: str) -> int:
     """The byte where the pages of a file of ours end: they follow the magic without gaps."""
     return len(_MAGIC) + compressed_bytes(metadata, where=where)

@@ -1,4 +1,7 @@
-"""Rows of an index table, checked, to and from Arrow: the columns that say which audio it is, and the payload."""
+"""Rows of an index table, checked, to and from Arrow: the columns that say which audio it is, and the payload.
+
+Shape suffixes: F frames of all rows, W numbers of a frame.
+"""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,13 +10,13 @@ from typing import Any, TypedDict
 import numpy as np
 import pyarrow as pa
 
-from mvqkd.storage.contract import TableContract
+from mvqkd.storage.contract import CODES, EMBEDDINGS, TableContract
 from mvqkd.storage.errors import StaleCodesError, TableError
-from mvqkd.storage.payloads import CODES, check_codes, codes_column, codes_type, split_codes
+from mvqkd.storage.payloads import STORED, check_payload, payload_column, payload_type, split_payload
 
 
 class IndexRow(TypedDict):
-    """One cut of an index table.
+    """One cut of an index table of codes.
 
     Keys:
         cut_id, recording_id, channel, start (s), duration (s), speed (perturbation factor, 1.0 normally),
@@ -43,16 +46,41 @@ class IndexRow(TypedDict):
 
 RRL_UNKNOWN = -1.0
 """No loss is below 0, and a table has a number for each of its rows."""
+
+
+class EmbeddingsRow(TypedDict):
+    """One cut of an index table of embeddings: an `IndexRow` without `rrl`, which a quantizer has, and with
+
+    Keys:
+        embeddings: (T, D) float16, in the place of `codes`.
+    """
+
+    cut_id: str
+    recording_id: str
+    channel: int
+    start: float
+    duration: float
+    speed: float
+    num_samples: int
+    num_frames: int
+    speaker: str | None
+    text: str | None
+    embeddings: np.ndarray
+    cut: str
+
+
+TableRow = IndexRow | EmbeddingsRow
 COLUMNS = tuple(IndexRow.__annotations__)
+_COLUMNS = {CODES: COLUMNS, EMBEDDINGS: tuple(EmbeddingsRow.__annotations__)}
 # Shorter than one sample at 48 kHz, longer than what a decimal round trip of a manifest changes.
 TIME_TOLERANCE_S = 1e-5
 SPEED_TOLERANCE = 1e-6
 _INTEGER_LIMITS = {"channel": 2**31, "num_samples": 2**63, "num_frames": 2**31}
-_REALS = ("start", "duration", "speed", "rrl")
+_REALS = ("start", "duration", "speed", "rrl")  # as far as the row has them
 _TEXTS = {"cut_id": False, "recording_id": False, "cut": False, "speaker": True, "text": True}
 
 
-def table_schema(num_codebooks: int) -> pa.Schema:
+def table_schema(contract: TableContract) -> pa.Schema:
     """Columns of an index table, in file order."""
     types = {
         "cut_id": pa.string(),
@@ -66,13 +94,14 @@ def table_schema(num_codebooks: int) -> pa.Schema:
         "rrl": pa.float32(),
         "speaker": pa.string(),
         "text": pa.string(),
-        "codes": codes_type(num_codebooks),
         "cut": pa.string(),
+        contract.payload: payload_type(contract),
     }
-    return pa.schema([pa.field(name, types[name], nullable=name in {"speaker", "text"}) for name in COLUMNS])
+    names = _COLUMNS[contract.payload]
+    return pa.schema([pa.field(name, types[name], nullable=name in {"speaker", "text"}) for name in names])
 
 
-def rows_to_arrow(rows: Sequence[IndexRow], contract: TableContract) -> pa.Table:
+def rows_to_arrow(rows: Sequence[TableRow], contract: TableContract) -> pa.Table:
     """Check the rows and turn them into one Arrow table.
 
     Raises:
@@ -84,10 +113,10 @@ def rows_to_arrow(rows: Sequence[IndexRow], contract: TableContract) -> pa.Table
         if row["cut_id"] in seen:
             raise TableError(f"cut {row['cut_id']!r}: twice in one shard; cut ids must be unique, rename one")
         seen.add(row["cut_id"])
-    schema = table_schema(contract.num_codebooks)
+    schema = table_schema(contract)
     columns = [
-        codes_column([row["codes"] for row in rows], contract.num_codebooks)
-        if column.name == CODES
+        payload_column([row[column.name] for row in rows], contract)  # type: ignore[literal-required]
+        if column.name == contract.payload
         else pa.array([row[column.name] for row in rows], column.type)  # type: ignore[literal-required]
         for column in schema
     ]
@@ -95,17 +124,24 @@ def rows_to_arrow(rows: Sequence[IndexRow], contract: TableContract) -> pa.Table
 
 
 def arrow_to_rows(table: pa.Table) -> Iterator[dict[str, Any]]:
-    """Rows as dictionaries; `codes` as (T, N) uint8 views of one array, without copying."""
-    scalars = table.drop_columns([CODES]) if CODES in table.schema.names else table
+    """Rows as dictionaries; `codes` as (T, N) uint8, `embeddings` as (T, D) float16 views of one array, without
+    copying."""
+    payloads = [name for name in table.schema.names if name in STORED]
+    scalars = table.drop_columns(payloads)
     columns = [column.to_pylist() for column in scalars.columns]
-    codes: tuple[np.ndarray, np.ndarray] | None = None
-    if CODES in table.schema.names:
-        codes = split_codes(table[CODES])
+    split = {name: split_payload(table[name]) for name in payloads}
     for index in range(table.num_rows):
         row = {name: column[index] for name, column in zip(scalars.schema.names, columns, strict=True)}
-        if codes is not None:
-            row["codes"] = codes[0][codes[1][index] : codes[1][index + 1]]
+        for name, (values_FW, offsets) in split.items():
+            row[name] = values_FW[offsets[index] : offsets[index + 1]]
         yield row
+
+
+def check_columns(columns: Sequence[str], contract: TableContract, *, where: str) -> None:
+    """Raise `ContractError`, naming `where`, when codes are asked of a table of embeddings, or the other way round."""
+    for name in columns:
+        if name in STORED:
+            contract.require_payload(name, where=where)
 
 
 def check_row_matches(
@@ -145,8 +181,9 @@ def check_row_matches(
 
 def _check_row(row: Mapping[str, Any], contract: TableContract) -> None:
     name = f"cut {row.get('cut_id')!r}"
-    if set(row) != set(COLUMNS):
-        raise TableError(f"{name}: a row has the keys {sorted(row)}; it needs exactly {sorted(COLUMNS)}")
+    columns = _COLUMNS[contract.payload]
+    if set(row) != set(columns):
+        raise TableError(f"{name}: a row has the keys {sorted(row)}; it needs exactly {sorted(columns)}")
     for key, optional in _TEXTS.items():
         if not (isinstance(row[key], str) or (optional and row[key] is None)):
             raise TableError(f"{name}: {key} must be text{' or None' if optional else ''}, got {row[key]!r}")
@@ -154,9 +191,9 @@ def _check_row(row: Mapping[str, Any], contract: TableContract) -> None:
         if not isinstance(row[key], int | np.integer) or not 0 <= row[key] < limit:
             raise TableError(f"{name}: {key} must be a whole number from 0 below {limit}, got {row[key]!r}")
     for key in _REALS:
-        if not isinstance(row[key], int | float | np.number) or not math.isfinite(row[key]):
+        if key in row and not (isinstance(row[key], int | float | np.number) and math.isfinite(row[key])):
             raise TableError(
                 f"{name}: {key} must be a finite number, got {row[key]!r}; leave this cut out and "
                 "record it in the failures table"
             )
-    check_codes(name, row["codes"], row["num_frames"], contract)
+    check_payload(name, row[contract.payload], row["num_frames"], contract)

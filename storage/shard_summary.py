@@ -3,7 +3,6 @@
 Shape suffixes: F frames, N codebooks, K entries of a codebook.
 """
 
-import base64
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -14,19 +13,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mvqkd.storage.contract import TableContract
+from mvqkd.storage.contract import CODES, EMBEDDINGS, TableContract
 from mvqkd.storage.errors import TableError
+from mvqkd.storage.packed_counts import pack_counts, unpack_counts
 from mvqkd.storage.parquet import EXTRACT_AGAIN, damaged, end_of_pages
-from mvqkd.storage.payloads import CODES, checked_codes
+from mvqkd.storage.payloads import checked_payload
 from mvqkd.storage.strict_json import canonical_json, parse_json
 
 SUMMARY_KEY = b"mvqkd.summary"
-SUMMARY_COLUMNS = ("cut_id", "duration", "num_frames", "rrl", "speaker", CODES)
+SUMMARY_COLUMNS = {
+    CODES: ("cut_id", "duration", "num_frames", "rrl", "speaker", CODES),
+    EMBEDDINGS: ("duration", "num_frames", "speaker"),
+}
+"""What a summary is computed from, by what the table holds."""
+# Of embeddings there are none: they stand in no footer, and are zero.
+_OF_CODES = ("rrl_sum", "weighted_rrl_sum", "worst_rrl", "worst_cut_id", "counts")
 # The parts that can be large, and the columns they are computed from. In a footer they may cost this share of the
-# codes; else they are left out of it and computed when they are asked for, from columns that are small then.
+# payload; else they are left out of it and computed when they are asked for, from columns that are small then.
 _PARTS = {"speaker_s": ("speaker", "duration"), "counts": (CODES, "num_frames")}
 _PART_SHARE = 0.01
-_INTEGERS = ("<u1", "<u2", "<u4", "<i8")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,13 +39,14 @@ class ShardSummary:
     """Sums over the rows of a shard, or over those of several shards; `a + b` is the summary of both.
 
     Attributes:
-        rows, frames: numbers of cuts and of frames of codes.
+        rows, frames: numbers of cuts and of frames of codes or embeddings.
         duration_s: of audio, in seconds.
-        rrl_sum: over rows; `weighted_rrl_sum`: of rrl times frames.
-        worst_rrl, worst_cut_id: the row of the largest rrl, the first of equal ones; None without rows.
-        codes_bytes: of the codes column, as compressed in the file.
+        rrl_sum: over rows; `weighted_rrl_sum`: of rrl times frames. 0 of embeddings.
+        worst_rrl, worst_cut_id: the row of the largest rrl, the first of equal ones; None without rows, or of
+            embeddings.
+        codes_bytes: of the column of codes or embeddings, as compressed in the file.
         speaker_s: seconds by speaker, over rows that have one.
-        counts_NK: int64, how often each entry of each codebook is used.
+        counts_NK: int64, how often each entry of each codebook is used; (0, 0) of embeddings.
     """
 
     rows: int
@@ -73,7 +79,7 @@ class ShardSummary:
     def to_dict(self) -> dict[str, Any]:
         """JSON values: `counts_NK` packed as `counts`, shape and text."""
         values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "counts_NK"}
-        return {**values, "speaker_s": dict(self.speaker_s), "counts": _pack(self.counts_NK)}
+        return {**values, "speaker_s": dict(self.speaker_s), "counts": pack_counts(self.counts_NK)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, where: str = "shard summary") -> "ShardSummary":
@@ -87,7 +93,7 @@ class ShardSummary:
             if len(plain) + 1 != len(values):
                 raise ValueError(f"the keys are {sorted(values)}")
             counts = values["counts"]
-            return cls(**plain, counts_NK=counts if isinstance(counts, np.ndarray) else _unpack(counts))
+            return cls(**plain, counts_NK=counts if isinstance(counts, np.ndarray) else unpack_counts(counts))
         except (KeyError, TypeError, ValueError, zlib.error) as error:
             raise TableError(f"{where}: not a summary of a shard ({error}); {EXTRACT_AGAIN}") from error
 
@@ -146,39 +152,61 @@ def summarize_rows(table: pa.Table, contract: TableContract, *, codes_bytes: int
     """The summary of a shard's rows.
 
     Args:
-        table: with at least `SUMMARY_COLUMNS`.
-        codes_bytes: of the codes column in its file.
+        table: with at least `SUMMARY_COLUMNS`; embeddings are checked where they are there.
+        codes_bytes: of the payload's column in its file.
         where: for messages.
 
     Raises:
-        TableError: the codes do not fit the frames or the codebooks, or a figure is not finite.
+        TableError: the payload does not fit the frames or the contract, or a figure is not finite.
     """
-    durations, rrl = _numbers(table, "duration"), _numbers(table, "rrl").astype(np.float64)
-    num_frames = _numbers(table, "num_frames")
-    if not (np.isfinite(durations).all() and np.isfinite(rrl).all()):
+    durations, num_frames = _numbers(table, "duration"), _numbers(table, "num_frames")
+    of_codes: dict[str, Any] = _nothing_of_codes()
+    if contract.payload == CODES:
+        of_codes = _of_codes(table, num_frames, contract, where=where)
+    elif EMBEDDINGS in table.schema.names:
+        checked_payload(table[EMBEDDINGS], num_frames, contract, where=where, remedy=EXTRACT_AGAIN)
+    if not (np.isfinite(durations).all() and np.isfinite(of_codes["rrl_sum"])):
         raise TableError(f"{where}: a duration or an rrl that is no finite number; {EXTRACT_AGAIN}")
+    values = {
+        "rows": table.num_rows,
+        "frames": int(num_frames.sum()),
+        "duration_s": float(durations.sum()),
+        "codes_bytes": codes_bytes,
+        "speaker_s": _speaker_s(table),
+    }
+    return ShardSummary.from_dict({**values, **of_codes}, where=where)
+
+
+def _nothing_of_codes() -> dict[str, Any]:
+    """What a summary says of codes where there are none."""
+    nothing = {"rrl_sum": 0.0, "weighted_rrl_sum": 0.0, "worst_rrl": None, "worst_cut_id": None}
+    return {**nothing, "counts": np.zeros((0, 0), dtype=np.int64)}
+
+
+def _of_codes(
+    table: pa.Table, num_frames: np.ndarray, contract: TableContract, *, where: str
+) -> dict[str, Any]:
+    """What a summary says of codes; sums that are not finite where an rrl is not."""
+    rrl = _numbers(table, "rrl").astype(np.float64)
     worst = int(rrl.argmax()) if table.num_rows else None
-    return ShardSummary(
-        rows=table.num_rows,
-        frames=int(num_frames.sum()),
-        duration_s=float(durations.sum()),
-        rrl_sum=float(rrl.sum()),
-        weighted_rrl_sum=float(rrl @ num_frames),
-        worst_rrl=None if worst is None else float(rrl[worst]),
-        worst_cut_id=None if worst is None else table["cut_id"][worst].as_py(),
-        codes_bytes=codes_bytes,
-        speaker_s=_speaker_s(table),
-        counts_NK=_counts_NK(table, contract, where=where),
-    )
+    return {
+        "rrl_sum": float(rrl.sum()),
+        "weighted_rrl_sum": float(rrl @ num_frames),
+        "worst_rrl": None if worst is None else float(rrl[worst]),
+        "worst_cut_id": None if worst is None else table["cut_id"][worst].as_py(),
+        "counts": _counts_NK(table, contract, where=where),
+    }
 
 
-def footer_text(summary: ShardSummary, pages_end: int) -> str:
+def footer_text(summary: ShardSummary, pages_end: int, contract: TableContract) -> str:
     """The summary as it lies in the footer of the file whose pages end at this byte."""
     values = {**summary.to_dict(), "pages_end": pages_end}
     del values["codes_bytes"]  # stands in the footer anyway
-    limit = _PART_SHARE * summary.counts_NK.sum()  # about a byte each
+    if contract.payload != CODES:
+        values = {name: value for name, value in values.items() if name not in _OF_CODES}
+    limit = _PART_SHARE * summary.frames * contract.bytes_per_frame
     for part in _PARTS:
-        if len(canonical_json(values[part])) > limit:
+        if part in values and len(canonical_json(values[part])) > limit:
             del values[part]
     # Nothing else would notice a flipped bit in a footer.
     return canonical_json({**values, "crc32": _crc(values)})
@@ -220,6 +248,8 @@ def complete(
     Raises:
         TableError: the columns are damaged, or the values are no summary of this contract.
     """
+    if contract.payload != CODES:
+        values = {**values, **_nothing_of_codes()}
     missing = [part for part in _PARTS if part not in values]
     table = read(sorted({name for part in missing for name in _PARTS[part]})) if missing else None
     computed: dict[str, Any] = {"codes_bytes": codes_bytes}
@@ -248,25 +278,9 @@ def _speaker_s(table: pa.Table) -> dict[str, float]:
 
 def _counts_NK(table: pa.Table, contract: TableContract, *, where: str) -> np.ndarray:
     num_frames = _numbers(table, "num_frames")
-    codes_FN = checked_codes(table[CODES], num_frames, contract, where=where, remedy=EXTRACT_AGAIN)
+    codes_FN = checked_payload(table[CODES], num_frames, contract, where=where, remedy=EXTRACT_AGAIN)
     counts = [np.bincount(codes_F, minlength=contract.codebook_size) for codes_F in codes_FN.T]
     return np.stack(counts).astype(np.int64)
-
-
-def _pack(counts_NK: np.ndarray) -> list[Any]:
-    """Shape, integer type, text: the smallest type that holds all counts, zlib, base 64."""
-    largest = counts_NK.max(initial=0)
-    kind = next(kind for kind in _INTEGERS if largest <= np.iinfo(kind).max)
-    data = zlib.compress(counts_NK.astype(kind).tobytes(), 9)
-    return [*counts_NK.shape, kind, base64.b64encode(data).decode()]
-
-
-def _unpack(packed: Sequence[Any]) -> np.ndarray:
-    num_codebooks, codebook_size, kind, text = packed
-    if kind not in _INTEGERS:
-        raise ValueError(f"counts of type {kind!r}")
-    counts = np.frombuffer(zlib.decompress(base64.b64decode(text, validate=True)), dtype=kind)
-    return counts.reshape(num_codebooks, codebook_size).astype(np.int64)
 
 
 def _crc(values: Mapping[str, Any]) -> int:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from mvqkd.storage.contract import TableContract
+from mvqkd.storage.contract import CODES, TableContract
 from mvqkd.storage.failures import FAILURES_FOLDER
 from mvqkd.storage.location import Location
 from mvqkd.storage.rows import table_schema
@@ -134,6 +134,7 @@ def _add(
     summaries: Sequence[ShardSummary],
 ) -> None:
     contract, location = table.contract, table.location
+    contract.require_payload(CODES, where=location.url)
     if not location.is_local and not database.filesystem_is_registered("s3"):
         database.register_filesystem(location.filesystem)
     sizes = location.list()
@@ -172,7 +173,7 @@ def _create_utterances(
         source = f"SELECT {columns}, parse_filename(filename, true) AS shard FROM "
         source += f"read_parquet({files}, filename = true)"
     else:
-        empty = table_schema(table.contract.num_codebooks).empty_table()
+        empty = table_schema(table.contract).empty_table()
         database.register("_empty", empty)
         database.execute(f"CREATE TABLE {schema}.no_utterances AS SELECT *, ''::VARCHAR AS shard FROM _empty")
         database.unregister("_empty")

@@ -25,9 +25,9 @@ class TableSummary:
         url, contract: the table.
         shards, rows: numbers of files and cuts.
         hours: of audio (sum of `duration`).
-        frames, indexes: T and T x N, summed over cuts.
+        frames, indexes: T and T x N, summed over cuts; there are no indexes of embeddings, and no figures of them.
         total_bytes: of all objects of the table, with `table.json` and the failures table.
-        bytes_per_index: `total_bytes` over `indexes`.
+        bytes_per_frame: `total_bytes` over `frames`; `bytes_per_index`: over `indexes`.
         codes_bytes_per_index: the codes column alone, as compressed in the files.
         mean_rrl: over cuts; `frame_weighted_rrl`: over frames.
         worst_rrl, worst_rrl_cut_id: the cut the quantizer reconstructs worst. None where codes were imported.
@@ -37,8 +37,8 @@ class TableSummary:
         speakers, hours_by_speaker: over cuts with a speaker.
         failures: records in the failures table.
         bytes_per_hour: `total_bytes` over `hours`.
-        float32_bytes_per_hour, float16_bytes_per_hour: what the embeddings would take; None without their
-            dimension.
+        float32_bytes_per_hour, float16_bytes_per_hour: what the embeddings take uncompressed, or would; None without
+            their dimension.
     """
 
     url: str
@@ -49,6 +49,7 @@ class TableSummary:
     frames: int
     indexes: int
     total_bytes: int
+    bytes_per_frame: float | None
     bytes_per_index: float | None
     codes_bytes_per_index: float | None
     mean_rrl: float | None
@@ -75,7 +76,7 @@ def inspect_table(location: Location, *, embedding_dim: int | None = None) -> Ta
 
     Args:
         location: of the table.
-        embedding_dim: of the teacher, to compare with storing its embeddings.
+        embedding_dim: of the teacher, to compare codes with storing its embeddings.
 
     Raises:
         TableError: no table there, or a damaged file.
@@ -121,12 +122,11 @@ def summarize(
     total_bytes = sum(sizes.values())
     indexes, hours = total.frames * table.contract.num_codebooks, total.duration_s / 3600
     entropy_bits = tuple(_entropy_bits(counts_K) for counts_K in total.counts_NK)
-    frames_per_hour = _ratio(total.frames, hours) if embedding_dim else None
-    # All rows of a table know it, or none: imported codes have a contract of their own.
+    dim = table.contract.dim or embedding_dim
+    frames_per_hour = _ratio(total.frames, hours)
+    float16 = None if frames_per_hour is None or dim is None else frames_per_hour * dim * 2
+    # All rows of a table know it, or none: imported codes have a contract of their own, and embeddings have no loss.
     rrl_known = total.worst_rrl is not None and total.worst_rrl >= 0
-    float16 = (
-        None if frames_per_hour is None or embedding_dim is None else frames_per_hour * embedding_dim * 2
-    )
     return TableSummary(
         url=table.location.url,
         contract=table.contract,
@@ -136,6 +136,7 @@ def summarize(
         frames=total.frames,
         indexes=indexes,
         total_bytes=total_bytes,
+        bytes_per_frame=_ratio(total_bytes, total.frames),
         bytes_per_index=_ratio(total_bytes, indexes),
         codes_bytes_per_index=_ratio(total.codes_bytes, indexes),
         mean_rrl=_ratio(total.rrl_sum, total.rows) if rrl_known else None,

@@ -19,15 +19,21 @@ from mvqkd.storage.parquet import (
     EXTRACT_AGAIN,
     TAIL_BYTES,
     columns_of,
-    compressed_bytes,
     damaged,
     open_parquet,
+    payload_bytes,
     read_columns,
     stored_contract,
     to_parquet,
 )
-from mvqkd.storage.payloads import CODES, STORED
-from mvqkd.storage.rows import IndexRow, arrow_to_rows, check_row_matches, rows_to_arrow, table_schema
+from mvqkd.storage.rows import (
+    TableRow,
+    arrow_to_rows,
+    check_columns,
+    check_row_matches,
+    rows_to_arrow,
+    table_schema,
+)
 from mvqkd.storage.shard_summary import (
     SUMMARY_COLUMNS,
     SUMMARY_KEY,
@@ -124,13 +130,13 @@ class IndexTable:
         """Whether this shard is there."""
         return self.location.exists(self.shard_path(name))
 
-    def write_shard(self, name: str, rows: Iterable[IndexRow]) -> WrittenShard:
+    def write_shard(self, name: str, rows: Iterable[TableRow]) -> WrittenShard:
         """Commit a shard; a committed one of this name is left alone.
 
         The file is built and read back in memory first. The same rows always give the same bytes.
 
         Returns:
-            Whether this call committed it, and the summary of what stands there now.
+            Whether this call committed it, and the summary of what stands there.
 
         Raises:
             TableError: a row does not fit; nothing is written. Or the committed one is damaged.
@@ -141,17 +147,15 @@ class IndexTable:
         summary = summarize_rows(table, self.contract, codes_bytes=0, where=where)
         metadata: dict[bytes, str | Callable[[int], str]] = {
             CONTRACT_KEY: self.contract.to_json(),
-            SUMMARY_KEY: lambda pages_end: footer_text(summary, pages_end),
+            SUMMARY_KEY: lambda pages_end: footer_text(summary, pages_end, self.contract),
         }
         data = to_parquet(table, metadata)
         written = open_parquet(data, where=where).metadata
         assert written.num_rows == table.num_rows, f"{path}: Parquet lost rows"
         if not self.location.write_once(path, data):
             return WrittenShard(committed=False, summary=self.summary_of(name), num_bytes=0)
-        codes_bytes = compressed_bytes(written, STORED[CODES].leaf, where=where)
-        return WrittenShard(
-            committed=True, summary=replace(summary, codes_bytes=codes_bytes), num_bytes=len(data)
-        )
+        summary = replace(summary, codes_bytes=payload_bytes(written, self.contract, where=where))
+        return WrittenShard(committed=True, summary=summary, num_bytes=len(data))
 
     def summary_of(self, name: str) -> ShardSummary:
         """The summary of a shard: of its footer, a few kB, or for one of an earlier version of its columns.
@@ -161,10 +165,10 @@ class IndexTable:
         """
         where = self._url(name)
         with self._opened(name) as file:
-            codes_bytes = compressed_bytes(file.metadata, STORED[CODES].leaf, where=where)
+            codes_bytes = payload_bytes(file.metadata, self.contract, where=where)
             values = footer_values(file.metadata, where=where)
             if values is None:
-                table = read_columns(file, SUMMARY_COLUMNS, where=where)
+                table = read_columns(file, SUMMARY_COLUMNS[self.contract.payload], where=where)
                 return summarize_rows(table, self.contract, codes_bytes=codes_bytes, where=where)
             return complete(
                 values,
@@ -190,9 +194,10 @@ class IndexTable:
 
         Raises:
             TableError: no such shard, truncated or corrupt file, unknown column.
-            ContractError: the file has another contract than the table.
+            ContractError: the file has another contract than the table, or codes are asked of a table of embeddings.
             StorageError: the store broke off.
         """
+        check_columns(columns or (), self.contract, where=self.location.url)
         with self._opened(name, whole=columns is None) as file:
             footer_values(file.metadata, where=self._url(name))  # finds a footer of another number of rows
             return read_columns(file, columns, where=self._url(name))
@@ -212,18 +217,17 @@ class IndexTable:
                 raise TableError(f"{where}: no such shard in this table; run extract to make it") from error
             file = open_parquet(source, where=where)
             self.contract.require_same(stored_contract(file.metadata.metadata, where=where), where=where)
-            if not columns_of(file, where=where).equals(table_schema(self.contract.num_codebooks)):
+            if not columns_of(file, where=where).equals(table_schema(self.contract)):
                 raise TableError(f"{where}: other columns than an index table has; {EXTRACT_AGAIN}")
             yield file
 
     def iter_rows(
         self, *, columns: Sequence[str] | None = None, shards: Iterable[str] | None = None
     ) -> Iterator[dict[str, Any]]:
-        """Rows as dictionaries (see `IndexRow`), shard by shard; one shard at a time is in memory.
+        """Rows as dictionaries (see `storage.rows`), shard by shard; one shard at a time is in memory.
 
         Args:
-            columns: those to read; all by default.
-            shards: those to read, in this order; all committed ones by name by default.
+            columns, shards: those to read; all columns, and all committed shards by name, by default.
         """
         for name in sorted(self.committed()) if shards is None else shards:
             yield from arrow_to_rows(self.read_shard(name, columns=columns))
@@ -239,7 +243,7 @@ class IndexTable:
         names = sorted(self.committed())
         dataset = pads.dataset(
             [self.location.full_path(self.shard_path(name)) for name in names],
-            schema=table_schema(self.contract.num_codebooks),
+            schema=table_schema(self.contract),
             filesystem=self.location.arrow_filesystem(),
             format="parquet",
         )

@@ -1,19 +1,36 @@
 """How many padded seconds a batch should have on this device: more, until speed or memory says stop."""
 
+import contextlib
 import time
 from collections.abc import Sequence
 
 import torch
+from lhotse import MonoCut
 from torch import Tensor
 
 from mvqkd.models.teachers import Teacher
+from mvqkd.workers.audio import AudioLoader
+from mvqkd.workers.cuts import UtteranceError
 
 DEFAULT_SECONDS = 120.0
 BOUNDS_S = (30.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0)
 GAIN = 1.03
 """A larger batch has to be faster by this: it takes more memory, and more of it is padding."""
+BOUND_UTTERANCES = 64
+"""Whose audio is taken to find out how large batches should be."""
 MOST_MEMORY = 0.5
 """Share of the device's memory that a batch may take: utterances of other lengths, and others on it, need some too."""
+
+
+def batch_seconds_on(
+    teacher: Teacher, loader: AudioLoader, cuts: Sequence[MonoCut], *, device: torch.device
+) -> float | None:
+    """`find_batch_seconds` on the audio of some of these cuts; None where no audio can be had."""
+    waveforms = []
+    for cut in cuts[:BOUND_UTTERANCES]:
+        with contextlib.suppress(UtteranceError):  # who embeds them tells of it
+            waveforms.append(loader(cut))
+    return find_batch_seconds(teacher, waveforms, device=device) if waveforms else None
 
 
 def find_batch_seconds(teacher: Teacher, waveforms: Sequence[Tensor], *, device: torch.device) -> float:

@@ -1,6 +1,7 @@
 """What a cut is to this program: which audio it is, who speaks, what is said, and its line of JSON."""
 
 import json
+import re
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,6 +11,9 @@ if TYPE_CHECKING:
 
 TEXT_TOLERANCE_S = 0.1
 """How far a supervision may reach beyond its cut: annotators' times are no more exact."""
+
+
+_SPEED_SUFFIX = re.compile(r"_sp[0-9.]+$")
 
 
 class UtteranceError(ValueError):
@@ -113,6 +117,24 @@ def speed_of(cut: "MonoCut") -> float:
         if known.get("name") == "Speed":
             speed *= known["kwargs"]["factor"]
     return speed
+
+
+def unperturbed_id(name: str, cut: "MonoCut") -> str:
+    """The id that this one, of the cut or of its recording, had before the cut was perturbed in speed; itself when it
+    was not. Copies of an utterance are not two utterances where data is split."""
+    for transform in reversed(cut.recording.transforms or []):
+        known = transform if isinstance(transform, dict) else transform.to_dict()
+        if known.get("name") == "Speed":
+            before, _, after = name.rpartition(f"_sp{known['kwargs']['factor']}")
+            name = before + after
+    return name
+
+
+def base_recording(recording_id: str, speed: float) -> str:
+    """The id of the recording that a copy of another speed was made of: Lhotse adds `_sp0.9` to it, or nothing."""
+    while speed != 1.0 and (match := _SPEED_SUFFIX.search(recording_id)):
+        recording_id = recording_id[: match.start()]
+    return recording_id
 
 
 def speaker_of(cut: "MonoCut") -> str | None:

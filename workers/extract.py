@@ -3,25 +3,29 @@
 Several shards are at work at a time, and one of them has the teacher: while it has, the first batches of the next one
 are decoded, and what came before is packed and written.
 
-Shape suffixes: T frames of an utterance, N codebooks.
+A table holds codes of its quantizer, or the embeddings themselves.
+
+Shape suffixes: T frames of an utterance, N codebooks, D embedding dimension.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from lhotse import MonoCut
 
 from mvqkd.models.quantizer import Quantizer
+from mvqkd.storage.contract import CODES
 from mvqkd.storage.errors import ContractError
 from mvqkd.storage.failures import Failure, write_failures
 from mvqkd.storage.location import Location
-from mvqkd.storage.rows import IndexRow
+from mvqkd.storage.rows import EmbeddingsRow, IndexRow, TableRow
 from mvqkd.storage.shard_summary import ShardSummary
 from mvqkd.storage.shared_place import require_seen
 from mvqkd.storage.table import IndexTable
-from mvqkd.workers.code import BatchCoder, Coded, Target
+from mvqkd.workers.code import CPU, BatchCoder, Coded, Rounded, Target
 from mvqkd.workers.cuts import cut_to_json, identity, speaker_of, text_of
 from mvqkd.workers.embed import Embedder, EmbedderSettings
 from mvqkd.workers.feed import Feeding, LeftOut
@@ -56,10 +60,11 @@ class DeviceMemoryError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class TableSettings:
-    """A table, whose contract says of which layer it is and how codes are searched, and the folder of its quantizer."""
+    """A table, whose contract says of which layer it is and how codes are searched, and the folder of its quantizer;
+    None for a table of embeddings."""
 
     table: IndexTable
-    quantizer: Location
+    quantizer: Location | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,25 +87,36 @@ class ExtractSettings:
 
         Raises:
             SharedPlaceError: the plan is not seen from here.
-            ContractError: a quantizer was fitted on another teacher than this one.
+            ContractError: a quantizer was fitted on another teacher than this one, or a table of embeddings is of
+                another one.
         """
         require_seen(self.plan, "plan.json")
         layers = sorted({each.table.contract.layer for each in self.tables})
         embedder = replace(self.embedder, layers=tuple(layers)).build()
         _check_rate(embedder, self.plan)
         device = choose_device(self.embedder.teacher.device)
-        loaded = []
+        loaded: list[tuple[IndexTable, Quantizer | None]] = []
         for each in self.tables:
-            quantizer, record = load_quantizer(each.quantizer)
+            quantizer, of = None, each.table.contract.teacher_fingerprint
+            if each.quantizer is not None:
+                quantizer, record = load_quantizer(each.quantizer)
+                quantizer, of = quantizer.to(device), record.teacher["fingerprint"]
             info = embedder.teacher.info_at(each.table.contract.layer)
-            if info.fingerprint != record.teacher["fingerprint"]:
+            if info.fingerprint != of:
+                made = f"the table {each.table.location.url} is of"
+                made = made if quantizer is None else "the quantizer was fitted on"
                 raise ContractError(
-                    f"{self.embedder.teacher.path}: the teacher's fingerprint is {info.fingerprint}, but the quantizer "
-                    f"was fitted on {record.teacher['fingerprint']}: another checkpoint, layer or dtype; set it back "
-                    "or fit again"
+                    f"{self.embedder.teacher.path}: the teacher's fingerprint is {info.fingerprint}, but {made} {of}: "
+                    "another checkpoint, layer or dtype; set it back or fit again"
                 )
-            loaded.append((each.table, quantizer.to(device)))
-        return Extractor(embedder=embedder, tables=loaded, plan=self.plan, max_unreadable=self.max_unreadable)
+            loaded.append((each.table, quantizer))
+        return Extractor(
+            embedder=embedder,
+            tables=loaded,
+            plan=self.plan,
+            max_unreadable=self.max_unreadable,
+            device=device,
+        )
 
 
 def _check_rate(embedder: Embedder, location: Location) -> None:
@@ -119,25 +135,30 @@ class Extractor:
 
     Args:
         embedder: the teacher and how it is fed.
-        tables: where shards are committed, and the quantizer of each, fitted on this teacher's embeddings.
+        tables: where shards are committed, and the quantizer of each, fitted on this teacher's embeddings; None for
+            a table of embeddings.
         plan: folder of the plan.
         max_unreadable: share of a shard's utterances whose audio may be missing or damaged; one always may.
+        device: of the teacher.
     """
 
     def __init__(
         self,
         *,
         embedder: Embedder,
-        tables: Sequence[tuple[IndexTable, Quantizer]],
+        tables: Sequence[tuple[IndexTable, Quantizer | None]],
         plan: Location,
         max_unreadable: float = 0.2,
+        device: torch.device = CPU,
     ) -> None:
         self._feeder = embedder.feeder
+        for table, quantizer in tables:
+            assert (table.contract.payload == CODES) == (quantizer is not None), table.contract
         targets = [
             Target(layer=table.contract.layer, quantizer=quantizer, search=table.contract.search)
             for table, quantizer in tables
         ]
-        self._coder = BatchCoder(embedder.teacher, targets)
+        self._coder = BatchCoder(embedder.teacher, targets, device=device)
         self._tables = [table for table, _ in tables]
         self._plan = plan
         self._max_unreadable = max_unreadable
@@ -170,7 +191,7 @@ class Extractor:
         began = time.monotonic()
         done = self._committed(shard)
         if done is not None:
-            num_left_out = shard.num_cuts - done[0][1].rows
+            num_left_out = shard.num_cuts - max(summary.rows for _, summary in done)
             return ShardReport(tables=done, num_left_out=num_left_out, seconds=time.monotonic() - began)
 
         def tell(hours: float) -> None:
@@ -186,7 +207,7 @@ class Extractor:
             tables = tuple(self._commit(shard, cuts, codes, number) for number in range(len(self._tables)))
         self.meters.add(shards=1)
         tell(codes.seconds / 3600)
-        return ShardReport(tables=tables, num_left_out=len(codes.left_out), seconds=time.monotonic() - began)
+        return ShardReport(tables=tables, num_left_out=codes.num_left_out, seconds=time.monotonic() - began)
 
     def _committed(self, shard: Shard) -> tuple[tuple[str, ShardSummary], ...] | None:
         """The shard in all tables if it is in them, as after an actor that was lost behind its last PUT."""
@@ -238,12 +259,11 @@ class Extractor:
         """Pack and write the shard of one table."""
         table = self._tables[number]
         name = shard.name(table.contract.digest())
-        rows = [
-            _row(cut, codes.coded[cut.id][number], codes.num_samples) for cut in cuts if cut.id in codes.coded
-        ]
+        kept = ((cut, codes.coded[cut.id][number]) for cut in cuts if cut.id in codes.coded)
+        rows = [_row(cut, one, codes.num_samples[cut.id]) for cut, one in kept if one is not None]
         failures = [
             Failure(shard=name, cut_id=x.cut.id, stage=x.stage, error=x.error, message=x.message, attempts=1)
-            for x in codes.left_out
+            for x in (*codes.left_out, *codes.left_out_of[number])
         ]
         # Failures first: the shard's object is the commit, and it must not stand without its record.
         write_failures(table.location, name, failures)
@@ -252,14 +272,14 @@ class Extractor:
         return name, written.summary
 
 
-def _row(cut: MonoCut, coded: Coded, num_samples: Mapping[str, int]) -> IndexRow:
-    return IndexRow(
-        **identity(cut, num_samples[cut.id]),  # type: ignore[typeddict-item]
-        cut_id=cut.id,
-        num_frames=len(coded.codes_TN),
-        rrl=coded.rrl,
-        speaker=speaker_of(cut),
-        text=text_of(cut),
-        codes=coded.codes_TN,
-        cut=cut_to_json(cut),
-    )
+def _row(cut: MonoCut, kept: Coded | Rounded, num_samples: int) -> TableRow:
+    known: dict[str, Any] = {
+        **identity(cut, num_samples),
+        "cut_id": cut.id,
+        "speaker": speaker_of(cut),
+        "text": text_of(cut),
+        "cut": cut_to_json(cut),
+    }
+    if isinstance(kept, Coded):
+        return IndexRow(**known, num_frames=len(kept.codes_TN), rrl=kept.rrl, codes=kept.codes_TN)  # type: ignore[typeddict-item]
+    return EmbeddingsRow(**known, num_frames=len(kept.embeddings_TD), embeddings=kept.embeddings_TD)  # type: ignore[typeddict-item]

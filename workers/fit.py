@@ -3,7 +3,6 @@
 Shape suffixes: F frames, D embedding dimension.
 """
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -21,8 +20,7 @@ from mvqkd.models.quantizer import FitConfig, FitProgress, FitResult, fit_quanti
 from mvqkd.storage.errors import ObjectMissingError
 from mvqkd.storage.location import Location
 from mvqkd.workers.audio import AudioLoader
-from mvqkd.workers.batch_bound import find_batch_seconds
-from mvqkd.workers.cuts import UtteranceError
+from mvqkd.workers.batch_bound import batch_seconds_on
 from mvqkd.workers.embed import Embedder, EmbedderSettings
 from mvqkd.workers.feed import LeftOut
 from mvqkd.workers.loudness import measure_loudness
@@ -30,8 +28,6 @@ from mvqkd.workers.quantizer_record import QuantizerRecord, TrainingData, save_q
 from mvqkd.workers.sample import Sample
 from mvqkd.workers.teacher import choose_device
 
-BOUND_UTTERANCES = 64
-"""Whose audio is taken to find out how large batches should be."""
 STATE = "fit-state.safetensors"
 STATE_OF = "digest_of_fit"
 STATE_VERSION = 3
@@ -160,12 +156,7 @@ class QuantizerFitter:
         """How large batches should be here; None where no audio can be had."""
         if self._loader is None:
             return None
-        waveforms = []
-        for cut in sample.train[:BOUND_UTTERANCES]:
-            with contextlib.suppress(UtteranceError):  # the fit has told of it
-                waveforms.append(self._loader(cut))
-        teacher = self._embedder.teacher
-        return find_batch_seconds(teacher, waveforms, device=self._device) if waveforms else None
+        return batch_seconds_on(self._embedder.teacher, self._loader, sample.train, device=self._device)
 
     def _loudness(self, sample: Sample) -> dict[str, float] | None:
         if self._loader is None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from lhotse import MonoCut
 
 from mvqkd.storage.location import Location
-from mvqkd.workers.cuts import cut_from_json, speaker_of
+from mvqkd.workers.cuts import cut_from_json, speaker_of, unperturbed_id
 from mvqkd.workers.shard import Shard, read_shard
 
 MAX_SHARDS = 256
@@ -44,10 +44,10 @@ def draw_sample(
             f"quantizer.sample_hours {hours:g} gives {len(cuts)} utterances of {plan.url}; "
             "raise it, at least two are needed"
         )
-    keys = [speaker_of(cut) or cut.recording.id for cut in cuts]
+    keys = [speaker_of(cut) or unperturbed_id(cut.recording.id, cut) for cut in cuts]
     kind = "speakers" if all(map(speaker_of, cuts)) else "recordings"
     if len(set(keys)) == 1:
-        keys, kind = [cut.id for cut in cuts], "utterances"
+        keys, kind = [unperturbed_id(cut.id, cut) for cut in cuts], "utterances"
     order = sorted(set(keys), key=lambda key: (_uniform(f"{seed}/valid/{key}"), key))
     count = Counter(keys)
     held_out: set[str] = set()

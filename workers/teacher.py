@@ -1,7 +1,7 @@
 """Loading a teacher where the work is: a local folder or hub name as it is, an `s3://` folder by a copy."""
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -95,10 +95,26 @@ def teacher_sample_rate_hz(config: TeacherConfig, *, options: Mapping[str, str])
         TeacherLoadError: there is no such folder or model, or what it says is no rate.
         StorageError: the `s3://` folder cannot be read.
     """
-    from mvqkd.models.teachers import read_sample_rate_hz, sample_rate_hz_from
+    from mvqkd.models.teachers import sample_rate_hz_from
+
+    return sample_rate_hz_from(_json_reader(config, options), name=config.path)
+
+
+def teacher_dim(config: TeacherConfig, *, options: Mapping[str, str]) -> int:
+    """Numbers of one of the teacher's embeddings, without loading it; raises as `teacher_sample_rate_hz`."""
+    from mvqkd.models.teachers.preprocessor import dim_from
+
+    return dim_from(_json_reader(config, options), name=config.path)
+
+
+def _json_reader(
+    config: TeacherConfig, options: Mapping[str, str]
+) -> Callable[[str], Mapping[str, Any] | None]:
+    """Reads the JSON files of the teacher's checkpoint, wherever it lies."""
+    from mvqkd.models.teachers.preprocessor import json_reader
 
     if not config.path.startswith("s3://"):
-        return read_sample_rate_hz(config.path, config.revision)
+        return json_reader(config.path, config.revision)
     from mvqkd.storage.artifacts import read_json
     from mvqkd.storage.errors import ObjectMissingError
     from mvqkd.storage.location import open_location
@@ -112,4 +128,4 @@ def teacher_sample_rate_hz(config: TeacherConfig, *, options: Mapping[str, str])
             return None
         return content
 
-    return sample_rate_hz_from(read, name=config.path)
+    return read

@@ -24,7 +24,7 @@ from mvqkd.storage.contract import TableContract
 from mvqkd.storage.location import Location
 from mvqkd.storage.table import IndexTable
 from mvqkd.workers.audio import AudioLoader
-from mvqkd.workers.code import Clock, Launched
+from mvqkd.workers.code import Clock, CodedBatch, Launched
 from mvqkd.workers.embed import Embedder
 from mvqkd.workers.extract import Extractor
 from mvqkd.workers.feed import Loaded
@@ -91,12 +91,14 @@ class StandInCoder:
         return Launched(
             lengths=batch.lengths,
             finite_B=batch.finite_B,
-            codes=[
-                self._codes_FN[:frames]
-                if frames <= len(self._codes_FN)
-                else self._codes_FN.repeat(2, 1)[:frames]
+            parts=[
+                CodedBatch(
+                    self._codes_FN[:frames]
+                    if frames <= len(self._codes_FN)
+                    else self._codes_FN.repeat(2, 1)[:frames],
+                    torch.full((len(waveforms),), 0.1, dtype=torch.float64),
+                )
             ],
-            rrl=[torch.full((len(waveforms),), 0.1, dtype=torch.float64)],
             clock=_DeviceClock(begin, self._free_at),
         )
 

@@ -98,6 +98,27 @@ def read_sample_rate_hz(path: str, revision: str | None = None) -> int:
     Raises:
         TeacherLoadError: the checkpoint is not there, not reachable, or says no rate that can be.
     """
+    return sample_rate_hz_from(json_reader(path, revision), name=path)
+
+
+def dim_from(read: ReadJson, *, name: str) -> int:
+    """Numbers of an embedding, by the `config.json` of a checkpoint.
+
+    Raises:
+        TeacherLoadError: it has no such file, or says nothing of it.
+    """
+    config = read("config.json") or {}
+    # Whisper's is called as in its paper.
+    dim = config.get("hidden_size", config.get("d_model"))
+    if type(dim) is not int or dim < 1:
+        raise TeacherLoadError(
+            f"teacher {name}: config.json says no hidden_size or d_model; give a folder in transformers format"
+        )
+    return dim
+
+
+def json_reader(path: str, revision: str | None = None) -> ReadJson:
+    """Reads the JSON files of a checkpoint; arguments and errors as of `read_sample_rate_hz`."""
     folder = local_folder(path)
 
     def read(file_name: str) -> Mapping[str, Any] | None:
@@ -107,7 +128,7 @@ def read_sample_rate_hz(path: str, revision: str | None = None) -> int:
             file = folder / file_name
         return read_json(file) if file is not None and file.is_file() else None
 
-    return sample_rate_hz_from(read, name=path)
+    return read
 
 
 def unreachable(name: str, error: Exception) -> TeacherUnreachableError:

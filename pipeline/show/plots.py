@@ -13,7 +13,9 @@ from mvqkd.workers.quantizer_record import load_record
 def draw_plots(run: Run) -> None:
     """Write `curves.png` into the run's folder."""
     students = run.reports.whole().get("students", {})
-    history = [p for p in load_record(run.quantizer).history if p["valid_rrl"] is not None]
+    of_codes = run.config.table.target == "codes"
+    fit = load_record(run.quantizer).history if of_codes else []
+    history = [p for p in fit if p["valid_rrl"] is not None]
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     fit_axes, transducer_axes, codebook_axes = figure.subplots(1, 3)
     fit_axes.plot([p["step"] for p in history], [p["valid_rrl"] for p in history], marker=".")

@@ -33,7 +33,17 @@ def _plan_rows(summary: dict[str, Any]) -> Iterator[tuple[str, str]]:
                 f"{summary[f'{part}_refused']:,} refused, {summary[f'{part}_text_dropped']:,} lost their text",
             )
     yield "Shards", f"{summary['shards']:,} of up to {summary['shard_hours']:g} h"
-    yield "Index table", f"about {show_bytes(summary['index_bytes'])}, codes alone"
+    if summary["speeds"] != [1.0]:
+        speeds = ", ".join(f"{speed:g}" for speed in summary["speeds"])
+        yield "Speeds", f"{speeds}; each copy is an utterance of the training part"
+    for name, size in {"": summary["index_bytes"], **summary.get("more_index_bytes", {})}.items():
+        alone = f"{summary['target']} alone" if not name else "without its other columns"
+        about = (
+            "not known until the teacher can be asked"
+            if size is None
+            else f"about {show_bytes(size)}, {alone}"
+        )
+        yield f"Table {name}" if name else "Index table", about
     rate = summary["hours_per_worker_hour"]
     if rate is None:
         yield "Work", "not known: run `mvqkd calibrate`, or give extract.hours_per_worker_hour or --rate"

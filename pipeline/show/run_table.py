@@ -33,11 +33,14 @@ def _corpus_rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "Corpus", f"{plan['train_hours']:.2f} h train, {plan.get('test_hours', 0):.2f} h test"
     teacher = f"{contract['teacher_name']}, layer {contract['layer']}, {contract['frame_rate_hz']:g} frames/s"
     yield "Teacher", teacher
-    yield (
-        "Quantizer",
-        f"{fit['num_codebooks']} codebooks of {fit['codebook_size']}, {fit['bits_used_per_code']:.2f} bits used "
-        f"a code, RRL {fit['valid_rrl']:.3f} on {fit['valid_frames']} frames of other {fit['held_out']}",
-    )
+    if contract.get("payload") == "embeddings":
+        yield "Quantizer", f"none: {contract['dim']} numbers a frame, as float16"
+    else:
+        yield (
+            "Quantizer",
+            f"{fit['num_codebooks']} codebooks of {fit['codebook_size']}, {fit['bits_used_per_code']:.2f} bits used "
+            f"a code, RRL {fit['valid_rrl']:.3f} on {fit['valid_frames']} frames of other {fit['held_out']}",
+        )
     yield "Index table", f"{table['rows']} utterances, {table['hours']:.2f} h, {table['shards']} shards"
     refused = plan["train_refused"]
     yield (
@@ -56,11 +59,15 @@ def _corpus_rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def _size_rows(table: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if table["bytes_per_hour"] is None:
         return  # an empty table
-    size = f"{show_bytes(table['bytes_per_hour'])} ({table['bytes_per_index']:.3f} bytes per index, all columns in)"
+    of, kind = ("index", "bytes_per_index") if table["bytes_per_index"] else ("frame", "bytes_per_frame")
+    size = f"{show_bytes(table['bytes_per_hour'])} ({table[kind]:.3f} bytes per {of}, all columns in)"
     yield "Bytes per hour", size
     for dtype in ("float32", "float16"):
         embeddings, times = table[f"{dtype}_bytes_per_hour"], table[f"{dtype}_times_as_much"]
-        yield f"  {dtype} embeddings", f"{show_bytes(embeddings)}, {times:.0f} times as much"
+        yield (
+            f"  {dtype} embeddings",
+            f"{show_bytes(embeddings)}, {times:.{0 if times > 9 else 1}f} times as much",
+        )
 
 
 def _score(score: dict[str, Any]) -> str:

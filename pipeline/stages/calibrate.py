@@ -29,7 +29,8 @@ def calibrate_stage(run: Run, seconds: float = SECONDS) -> dict[str, Any]:
         StageError: nothing could be measured.
     """
     plan = need_plan(run, "train")
-    record = load_record(run.quantizer) if run.quantizer.exists(f"{NAME}.json") else None
+    of_codes = run.config.table.target == "codes"
+    record = load_record(run.quantizer) if of_codes and run.quantizer.exists(f"{NAME}.json") else None
 
     from mvqkd.pipeline.stages.sizing import embedder_settings, extract_share
     from mvqkd.workers.calibrate import CalibrateSettings

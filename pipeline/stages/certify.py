@@ -24,8 +24,13 @@ def certify_stage(run: Run, hours: float = SAMPLE_HOURS) -> dict[str, Any]:
     """Encode a sample of the training part alone, batched, in other shapes and, if the run's is another, in float32.
 
     Raises:
-        StageError: there is no quantizer, or nothing could be encoded.
+        StageError: there is no quantizer, nothing could be encoded, or the table is to hold embeddings.
     """
+    if run.config.table.target != "codes":
+        raise StageError(
+            f"table.target is {run.config.table.target}, and certify counts codes that change; it can be run with "
+            "--set table.target=codes and a quantizer of the same teacher, and also says how far embeddings change then"
+        )
     plan = need_plan(run, "train")
     try:
         record = load_record(run.quantizer)

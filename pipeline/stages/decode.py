@@ -10,7 +10,7 @@ from mvqkd.pipeline.cluster.pool import Note, Outcome, Watch, open_pool
 from mvqkd.pipeline.errors import StageError
 from mvqkd.pipeline.run_folder import Run
 from mvqkd.pipeline.show.progress import bar, say
-from mvqkd.pipeline.stages.fit import differences
+from mvqkd.pipeline.stages.describe import differences
 from mvqkd.pipeline.stages.plan import need_plan
 from mvqkd.storage.errors import ArtifactError
 from mvqkd.workers.distill.student_record import StudentRecord, verified_record

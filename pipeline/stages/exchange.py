@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from mvqkd.pipeline.errors import StageError
 from mvqkd.pipeline.show.progress import Bar, bar
+from mvqkd.storage.contract import CODES
 from mvqkd.storage.location import Location
 from mvqkd.storage.table import IndexTable
 
@@ -41,6 +42,8 @@ def export_stage(
     if audio not in (None, "flac", "wav"):
         raise StageError(f"--audio {audio}: give flac or wav")
     opened = [IndexTable.open(location) for location in tables]
+    for table in opened:
+        table.contract.require_payload(CODES, where=table.location.url)
     names = field_names([table.contract for table in opened], fields)
     target: Target
     if to == "icefall":

@@ -80,7 +80,7 @@ def _outcomes(run: Run, todo: Sequence[Shard], pool: Pool, work: "_Work") -> Ite
     )
     settings = ExtractSettings(
         embedder=embedder_settings(run, share, work.tables[0].record),
-        tables=tuple(TableSettings(table=each.table, quantizer=each.run.quantizer) for each in work.tables),
+        tables=tuple(TableSettings(table=each.table, quantizer=each.quantizer) for each in work.tables),
         plan=run.plan("train"),
         max_unreadable=run.config.extract.max_unreadable,
     )

@@ -8,14 +8,21 @@ from mvqkd.pipeline.cluster.pool import Outcome
 from mvqkd.pipeline.errors import StageError
 from mvqkd.pipeline.run_folder import Run
 from mvqkd.pipeline.show.progress import say
+from mvqkd.pipeline.stages.describe import check_settings
 from mvqkd.pipeline.stages.extracted import Extracted
+from mvqkd.storage.contract import EMBEDDINGS
 from mvqkd.storage.errors import ArtifactError
 from mvqkd.storage.failures import Failure, write_failures
+from mvqkd.storage.location import Location
 from mvqkd.storage.shard_summary import ShardSummary
 from mvqkd.storage.shared_place import require_seen
 from mvqkd.storage.table import IndexTable, shard_names
 from mvqkd.workers.plan import Shard
 from mvqkd.workers.quantizer_record import QuantizerRecord, load_record
+from mvqkd.workers.teacher_record import TeacherRecord, load_teacher_record
+
+MOST_SHARD_BYTES = 4 * 10**9
+"""Of embeddings, before compression: a shard is put by one request, which takes 5 GiB, and is in memory as a whole."""
 
 
 @dataclass(kw_only=True)
@@ -24,7 +31,7 @@ class TableWork:
 
     Attributes:
         run: whose table it is.
-        record: of its quantizer.
+        record: of its quantizer; of its teacher where it holds embeddings.
         table: itself.
         extracted: what of it is counted.
         found: names of the shards that were there at the beginning.
@@ -34,7 +41,7 @@ class TableWork:
     """
 
     run: Run
-    record: QuantizerRecord
+    record: QuantizerRecord | TeacherRecord
     table: IndexTable
     extracted: Extracted
     found: set[str]
@@ -48,9 +55,9 @@ class TableWork:
         """Look at what is there.
 
         Raises:
-            StageError: there is no quantizer, or the table has shards of another plan.
+            StageError: there is no quantizer, the table has shards of another plan, or shards are too large for it.
         """
-        record = _need_quantizer(run)
+        record = _need_teacher(run, shards) if _is_of_embeddings(run) else _need_quantizer(run)
         table = IndexTable.create(run.table, record.contract(search=run.config.extract.search))
         digest = table.contract.digest()
         planned = {shard.name(digest): shard.position for shard in shards}
@@ -66,6 +73,11 @@ class TableWork:
             missing={position for name, position in planned.items() if name not in found},
             sizes=sizes,
         )
+
+    @property
+    def quantizer(self) -> Location | None:
+        """Folder of its quantizer; None where it holds embeddings."""
+        return None if _is_of_embeddings(self.run) else self.run.quantizer
 
     def name(self, shard: Shard) -> str:
         """The shard's name in this table."""
@@ -133,6 +145,28 @@ def _need_quantizer(run: Run) -> QuantizerRecord:
         raise StageError(
             f"{run.quantizer.url}: this quantizer was fitted on layer {layer} of the teacher, but teacher.layer is "
             f"{run.config.teacher.layer}; set it back, or use another storage.root"
+        )
+    return record
+
+
+def _is_of_embeddings(run: Run) -> bool:
+    return run.config.table.target == EMBEDDINGS
+
+
+def _need_teacher(run: Run, shards: Sequence[Shard]) -> TeacherRecord:
+    try:
+        record = load_teacher_record(run.teacher)
+    except ArtifactError as error:
+        raise StageError(f"{error}; `mvqkd fit` makes it") from error
+    check_settings(run, record)
+    contract = record.contract(search=run.config.extract.search)
+    hours = max((shard.hours for shard in shards), default=0.0)
+    size = hours * 3600 * contract.frame_rate_hz * contract.bytes_per_frame
+    if size > MOST_SHARD_BYTES:
+        at_most = 0.99 * hours * MOST_SHARD_BYTES / size
+        raise StageError(
+            f"a shard of {hours:.2f} h has {size / 1e9:.1f} GB of embeddings, more than {MOST_SHARD_BYTES / 1e9:g} GB; "
+            f"set extract.shard_hours to {at_most:.2g} or less, and plan again"
         )
     return record
 

@@ -1,6 +1,5 @@
 """The fit stage: the quantizer, fitted to a sample of the corpus by one worker."""
 
-from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -8,6 +7,7 @@ from mvqkd.pipeline.cluster.pool import Note, Outcome, Watch, open_pool
 from mvqkd.pipeline.errors import StageError
 from mvqkd.pipeline.run_folder import Run
 from mvqkd.pipeline.show.progress import Bar, bar, say
+from mvqkd.pipeline.stages.describe import describe_teacher, differences, teacher_settings
 from mvqkd.pipeline.stages.plan import need_plan
 from mvqkd.storage.shared_place import require_seen
 from mvqkd.workers.quantizer_record import NAME, QuantizerRecord, load_record
@@ -15,6 +15,8 @@ from mvqkd.workers.quantizer_record import NAME, QuantizerRecord, load_record
 
 def fit_stage(run: Run) -> dict[str, Any]:
     """Fit the quantizer of each table, or return the figures of those that are there; further ones under `tables`.
+
+    A table of embeddings has no quantizer: its teacher is looked at.
 
     Raises:
         StageError: one that is there was fitted with other settings, or a fit failed.
@@ -25,6 +27,8 @@ def fit_stage(run: Run) -> dict[str, Any]:
 
 
 def _fit(run: Run) -> dict[str, Any]:
+    if run.config.table.target == "embeddings":
+        return describe_teacher(run)
     plan = need_plan(run, "train")
     if run.quantizer.exists(f"{NAME}.json"):
         record = load_record(run.quantizer)
@@ -61,16 +65,10 @@ def _fit(run: Run) -> dict[str, Any]:
     return _report(run, outcome.result)
 
 
-def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """What is stored and what is wanted now, for each key in which the two differ; empty where none does."""
-    keys = [key for key in {**stored, **wanted} if stored.get(key) != wanted.get(key)]
-    return ", ".join(f"{key} {stored.get(key)!r}, now {wanted.get(key)!r}" for key in keys)
-
-
 def _settings(run: Run) -> dict[str, Any]:
     """What makes the quantizer. Which checkpoint it is of, its fingerprint says when the teacher is loaded."""
     return {
-        "teacher": run.config.teacher.model_dump(include={"layer", "dtype", "whisper_window", "normalize"}),
+        "teacher": teacher_settings(run),
         "quantizer": run.config.quantizer.model_dump(),
         "corpus": run.config.corpus.model_dump(include={"format", "root", "train"}),
     }

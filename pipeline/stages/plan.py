@@ -7,10 +7,11 @@ from typing import Any
 from mvqkd.models.teachers.errors import TeacherUnreachableError
 from mvqkd.pipeline.run_folder import Part, Run
 from mvqkd.pipeline.show.progress import bar, say
+from mvqkd.workers.corpus.config import AS_IT_IS
 from mvqkd.workers.corpus.files import CorpusError
 from mvqkd.workers.plan import Plan, existing_plan
 from mvqkd.workers.planner import make_plan
-from mvqkd.workers.teacher import teacher_sample_rate_hz
+from mvqkd.workers.teacher import teacher_dim, teacher_sample_rate_hz
 
 USUAL_RATE_HZ = 16_000  # of a teacher that cannot be asked
 MOST_PROCESSES = 8
@@ -33,8 +34,12 @@ def plan_stage(run: Run, rate: float | None = None) -> dict[str, Any]:
         "train_text_dropped": plan.num_text_dropped,
         "shards": len(plan.shards),
         "shard_hours": run.config.extract.shard_hours,
-        "index_bytes": round(plan.hours * 3600 * TEACHER_FRAME_RATE_HZ * run.config.quantizer.num_codebooks),
+        "speeds": list(run.config.extract.speeds),
+        "target": run.config.table.target,
+        "index_bytes": _payload_bytes(run, plan.hours),
     }
+    if more := {str(each.table_name): _payload_bytes(each, plan.hours) for each in run.more_tables()}:
+        summary["more_index_bytes"] = more
     if run.config.corpus.test is not None:
         test = _plan_part(run, "test")
         summary |= {
@@ -46,6 +51,17 @@ def plan_stage(run: Run, rate: float | None = None) -> dict[str, Any]:
     summary |= _cost(run, plan.hours, rate)
     run.reports.write("plan", summary)
     return summary
+
+
+def _payload_bytes(run: Run, hours: float) -> int | None:
+    """Of the codes or the embeddings of the run's table, about, before compression; None where nobody knows yet."""
+    per_frame = run.config.quantizer.num_codebooks
+    if run.config.table.target == "embeddings":
+        try:
+            per_frame = 2 * teacher_dim(run.config.teacher, options=run.config.storage.options)
+        except TeacherUnreachableError:
+            return None  # which has been said
+    return round(hours * 3600 * TEACHER_FRAME_RATE_HZ * per_frame)
 
 
 def _cost(run: Run, hours: float, rate: float | None) -> dict[str, Any]:
@@ -88,10 +104,17 @@ def need_plan(run: Run, part: Part) -> Plan:
     existing = existing_plan(
         run.plan(part),
         shard_hours=run.config.extract.shard_hours,
-        settings=run.config.corpus.plan_settings(part, sample_rate_hz=_teacher_rate_hz(run)),
+        settings=run.config.corpus.plan_settings(
+            part, sample_rate_hz=_teacher_rate_hz(run), speeds=_speeds(run, part)
+        ),
         root=run.corpus_root,
     )
     return existing or _plan_part(run, part)
+
+
+def _speeds(run: Run, part: Part) -> tuple[float, ...]:
+    """What is recognized is what was said."""
+    return run.config.extract.speeds if part == "train" else AS_IT_IS
 
 
 def _teacher_rate_hz(run: Run) -> int:
@@ -112,13 +135,14 @@ def _plan_part(run: Run, part: Part) -> Plan:
     from mvqkd.workers.corpus.corpus import Corpus
 
     config, rate_hz = run.config, _teacher_rate_hz(run)
-    corpus = Corpus(config.corpus, sample_rate_hz=rate_hz, options=config.storage.options)
+    speeds = _speeds(run, part)
+    corpus = Corpus(config.corpus, sample_rate_hz=rate_hz, options=config.storage.options, speeds=speeds)
     with bar(f"plan {part}", total=math.inf, unit="cuts") as progress:
         plan = make_plan(
             corpus.planned(part, processes=_processes(run)),
             run.plan(part),
             shard_hours=config.extract.shard_hours,
-            settings=config.corpus.plan_settings(part, sample_rate_hz=rate_hz),
+            settings=config.corpus.plan_settings(part, sample_rate_hz=rate_hz, speeds=speeds),
             root=run.corpus_root,
             reuse=False,
             progress=lambda cuts, hours: progress.update(cuts, hours=hours),

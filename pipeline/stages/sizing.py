@@ -8,6 +8,7 @@ from mvqkd.workers.batch_bound import DEFAULT_SECONDS
 from mvqkd.workers.embed import EmbedderSettings
 from mvqkd.workers.quantizer_record import QuantizerRecord
 from mvqkd.workers.teacher import TeacherConfig
+from mvqkd.workers.teacher_record import TeacherRecord
 
 MOST_THREADS = 8
 """More do not make one process faster."""
@@ -50,12 +51,14 @@ def decode_share(run: Run, have: Resources) -> Share:
     )
 
 
-def embedder_settings(run: Run, share: Share, record: QuantizerRecord | None = None) -> EmbedderSettings:
+def embedder_settings(
+    run: Run, share: Share, record: QuantizerRecord | TeacherRecord | None = None
+) -> EmbedderSettings:
     """Of the workers that run the teacher.
 
     Args:
-        record: of the quantizer, whose fit found out how large batches should be, if `extract.batch_seconds` is `auto`.
-            The fit itself has none.
+        record: of the quantizer, whose fit found out how large batches should be, if `extract.batch_seconds` is `auto`;
+            or of the teacher. The fit itself has none.
     """
     wanted, found = run.config.extract.batch_seconds, None if record is None else record.batch_seconds
     auto = max(found or DEFAULT_SECONDS, run.config.corpus.max_duration_s)

@@ -17,6 +17,7 @@ from mvqkd.models.teachers import (
     read_sample_rate_hz,
     sample_rate_hz_from,
 )
+from mvqkd.models.teachers.preprocessor import dim_from, json_reader
 
 
 def checkpoint_at(folder: Path, original: Path, **preprocessor: object) -> Path:
@@ -122,3 +123,14 @@ def test_transformers_is_not_imported(folders):
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ended.stdout == "16000 False\n", ended.stderr
+
+
+def test_numbers_of_an_embedding_without_loading(folders: dict[str, Path], tmp_path: Path) -> None:
+    for name in ("hubert-base", "whisper"):
+        folder = str(folders[name])
+        assert dim_from(json_reader(folder), name=folder) == load_teacher(folder).info.dim
+    (tmp_path / "config.json").write_text('{"model_type": "hubert", "hidden_size": "512"}')
+    for path in (tmp_path, tmp_path / "empty"):
+        path.mkdir(exist_ok=True)
+        with pytest.raises(TeacherLoadError, match="says no hidden_size or d_model"):
+            dim_from(json_reader(str(path)), name=str(path))

@@ -177,7 +177,12 @@ def test_what_only_changes_the_speed_is_no_part_of_the_identity() -> None:
     assert identity_of(slow.distill) != identity_of(of("", "distill.lr=0.5").distill)
     assert identity_of(slow.student)["num_layers"] == StudentConfig().num_layers
     assert "lr" in identity_of(slow.distill)
-    assert identity_of(slow.extract) == {"shard_hours": 5.0, "search": "fast", "max_unreadable": 0.2}
+    assert identity_of(slow.extract) == {
+        "shard_hours": 5.0,
+        "speeds": (1.0,),
+        "search": "fast",
+        "max_unreadable": 0.2,
+    }
 
 
 def test_every_section_is_immutable_and_complete() -> None:

@@ -9,10 +9,12 @@ import pytest
 
 from mvqkd.storage.contract import TableContract
 from mvqkd.storage.location import open_location
-from mvqkd.storage.rows import IndexRow
+from mvqkd.storage.rows import EmbeddingsRow, IndexRow
 from mvqkd.storage.table import IndexTable
 
 WORDS = ["YES", "NO", "ENTER", "SEVEN", "ERASE", "RUBOUT", "M", "TWO", "HELP", "START", "OCTOBER", "ZERO"]
+
+EMBEDDING_DIM = 24
 
 
 def make_row(index: int, *, num_frames: int, num_codebooks: int, rng: np.random.Generator) -> IndexRow:
@@ -79,3 +81,33 @@ def make_rows() -> Callable[..., list[IndexRow]]:
 def table(tmp_path: Path, contract: TableContract) -> IndexTable:
     """An empty local table."""
     return IndexTable.create(open_location(str(tmp_path / "table")), contract)
+
+
+@pytest.fixture
+def of_embeddings(contract: TableContract) -> TableContract:
+    return TableContract(
+        teacher_fingerprint=contract.teacher_fingerprint,
+        teacher_name=contract.teacher_name,
+        layer=contract.layer,
+        frame_rate_hz=contract.frame_rate_hz,
+        frame_offset_s=contract.frame_offset_s,
+        sample_rate_hz=contract.sample_rate_hz,
+        payload="embeddings",
+        dim=EMBEDDING_DIM,
+    )
+
+
+@pytest.fixture
+def embedded(make_rows: Callable[..., list[IndexRow]]) -> Callable[..., list[EmbeddingsRow]]:
+    """Rows as of `make_rows`, with random embeddings in the place of codes."""
+
+    def make(count: int, *, num_frames: int = 30, seed: int = 0) -> list[EmbeddingsRow]:
+        rng = np.random.default_rng(seed)
+        rows = []
+        for row in make_rows(count, num_frames=num_frames, seed=seed):
+            values = {name: value for name, value in row.items() if name not in ("rrl", "codes")}
+            x_TD = (rng.standard_normal((num_frames, EMBEDDING_DIM)) * 5).astype(np.float16)
+            rows.append(EmbeddingsRow(**values, embeddings=x_TD))  # type: ignore[typeddict-item]
+        return rows
+
+    return make

@@ -45,10 +45,12 @@ def fill(url: str, contract, make_rows) -> None:
     write_failures(table.location, "shard-1", [failure])
 
 
-def test_the_local_blocks(tmp_path, monkeypatch, contract, make_rows):
+def test_the_local_blocks(tmp_path, monkeypatch, contract, make_rows, of_embeddings, embedded):
     fill(str(tmp_path / "table"), contract, make_rows)
+    embeddings = IndexTable.create(open_location(str(tmp_path / "embeddings")), of_embeddings)
+    embeddings.write_shard("shard-0", embedded(20))
     monkeypatch.chdir(tmp_path)
-    assert run_blocks(None, {}) >= 9
+    assert run_blocks(None, {}) >= 10
 
 
 @pytest.mark.integration

@@ -90,7 +90,7 @@ def test_inspect_gives_the_figures_of_the_rows_for_old_and_new_files(filled):
         assert footer_keys(filled, name) == set()
     assert_figures_of_the_rows(filled)
     after = inspect_table(filled.location).to_dict()
-    sizes = {"total_bytes", "bytes_per_index", "bytes_per_hour"}
+    sizes = {"total_bytes", "bytes_per_frame", "bytes_per_index", "bytes_per_hour"}
     assert {k: v for k, v in after.items() if k not in sizes} == {
         k: v for k, v in before.items() if k not in sizes
     }

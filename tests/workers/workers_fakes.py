@@ -192,6 +192,20 @@ def make_contract(*, num_codebooks: int = 2, layer: int = 1, search: str = "full
     )
 
 
+def make_contract_of_embeddings(*, layer: int = 1) -> TableContract:
+    info = FakeTeacher().info
+    return TableContract(
+        teacher_fingerprint=info.fingerprint,
+        teacher_name=info.name,
+        layer=layer,
+        frame_rate_hz=info.frame_rate_hz,
+        frame_offset_s=info.frame_offset_s,
+        sample_rate_hz=info.sample_rate_hz,
+        payload="embeddings",
+        dim=DIM,
+    )
+
+
 def make_plan(folder: Path, cuts: Sequence[MonoCut], *, per_shard: int) -> tuple[Location, list[Shard]]:
     location = open_location(str(folder))
     shards = [

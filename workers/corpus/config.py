@@ -1,5 +1,6 @@
 """The `corpus` section of the run file."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -8,6 +9,8 @@ from mvqkd.workers.section import PathText, Section
 
 LEAST_KEPT_S = 2.0
 """Of a window, between its overlaps."""
+AS_IT_IS = (1.0,)
+"""The speeds of a corpus that is not perturbed."""
 
 
 class CorpusConfig(Section):
@@ -57,10 +60,18 @@ class CorpusConfig(Section):
                 f"{self.window_overlap_s:g}: raise the first or lower the second"
             )
 
-    def plan_settings(self, part: Literal["train", "test"], *, sample_rate_hz: int) -> dict[str, object]:
-        """What a plan of a part depends on besides the corpus itself. Where the corpus lies is not what it is."""
+    def plan_settings(
+        self, part: Literal["train", "test"], *, sample_rate_hz: int, speeds: Sequence[float] = AS_IT_IS
+    ) -> dict[str, object]:
+        """What a plan of a part depends on besides the corpus itself. Where the corpus lies is not what it is.
+
+        Args:
+            sample_rate_hz, speeds: as of `Corpus`.
+        """
         other = "test" if part == "train" else "train"
         # Plans from before there were windows hold no such settings, and are compared with these.
         windows = set() if self.window_s else {"window_s", "window_overlap_s"}
         corpus = self.model_dump(exclude={other, "root", *windows})
-        return {"corpus": corpus, "part": part, "sample_rate_hz": sample_rate_hz}
+        settings: dict[str, object] = {"corpus": corpus, "part": part, "sample_rate_hz": sample_rate_hz}
+        # As with windows: most plans have the cuts as they are, and say nothing of it.
+        return settings if tuple(speeds) == AS_IT_IS else {**settings, "speeds": list(speeds)}

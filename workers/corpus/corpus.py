@@ -3,13 +3,13 @@
 Nothing here holds more than one cut at a time, so ten million of them cost no memory.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 from lhotse import MonoCut, MultiCut
 from lhotse.cut import Cut
 
-from mvqkd.workers.corpus.config import CorpusConfig
+from mvqkd.workers.corpus.config import AS_IT_IS, CorpusConfig
 from mvqkd.workers.corpus.files import CorpusError
 from mvqkd.workers.corpus.folder import read_folder
 from mvqkd.workers.corpus.lines import CutLines, planned_lines
@@ -17,6 +17,7 @@ from mvqkd.workers.corpus.manifest import read_manifest
 from mvqkd.workers.corpus.paths import full_root, under_root
 from mvqkd.workers.corpus.shar import read_shar
 from mvqkd.workers.corpus.sources import with_full_sources
+from mvqkd.workers.corpus.speeds import at_speeds, speed_problem
 from mvqkd.workers.corpus.transforms import transforms_problem
 from mvqkd.workers.cuts import Planned, Refused, clipped, has_text, planned
 from mvqkd.workers.windows import windows_of
@@ -34,6 +35,7 @@ class Corpus:
         options: of the storage section, for `s3://` paths.
         frame_shift_s: of the teacher: a cut that reaches beyond its recording by more is refused, by less is
             clipped to it.
+        speeds: at which every cut is taken; a copy at another speed is a cut of its own.
     """
 
     def __init__(
@@ -43,10 +45,12 @@ class Corpus:
         sample_rate_hz: int,
         options: Mapping[str, str] | None = None,
         frame_shift_s: float = TEACHER_FRAME_SHIFT_S,
+        speeds: Sequence[float] = AS_IT_IS,
     ) -> None:
         self.config = config
         self.sample_rate_hz = sample_rate_hz
         self.frame_shift_s = frame_shift_s
+        self.speeds = tuple(speeds)
         self.root = full_root(config.root)
         self._options = dict(options or {})
 
@@ -98,6 +102,7 @@ class Corpus:
             sample_rate_hz=self.sample_rate_hz,
             frame_shift_s=self.frame_shift_s,
             root=self.root,
+            speeds=self.speeds,
         )
         for entry in planned_lines(url, self._options, lines, processes=processes):
             empty = False
@@ -115,7 +120,7 @@ class Corpus:
         return read_manifest(url, self._options, recordings=self.config.window_s is not None)
 
     def check(self, cut: Cut) -> list[MonoCut | Refused]:
-        """The cut with full paths and of one channel, its windows, or the reason why it cannot be used."""
+        """The cut with full paths and of one channel, its copies or windows, or the reason why it cannot be used."""
         if isinstance(cut, MultiCut):
             cut = self._one_channel(cut)
             if isinstance(cut, Refused):
@@ -128,6 +133,15 @@ class Corpus:
         if problem is not None:
             return [_refuse(cut, problem)]
         cut = clipped(cut)
+        if self.speeds == AS_IT_IS:
+            return self._in_length(cut)
+        problem = speed_problem(cut)
+        if problem is not None:
+            return [_refuse(cut, problem)]
+        return [one for copy in at_speeds(cut, self.speeds) for one in self._in_length(copy)]
+
+    def _in_length(self, cut: MonoCut) -> list[MonoCut | Refused]:
+        """The cut with full paths, its windows, or why it is too short or too long."""
         problem = self._duration_problem(cut)
         if problem is not None:
             return [_refuse(cut, problem)]

@@ -7,7 +7,7 @@ neither the plan nor the memory depends on how many processes there are.
 
 import multiprocessing
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import cached_property
@@ -15,7 +15,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from mvqkd.workers.corpus.blocks import Block, read_blocks
-from mvqkd.workers.corpus.config import CorpusConfig
+from mvqkd.workers.corpus.config import AS_IT_IS, CorpusConfig
 from mvqkd.workers.corpus.files import CorpusError
 from mvqkd.workers.corpus.quick import QuickCuts
 from mvqkd.workers.corpus.refusals import BadLine
@@ -38,23 +38,31 @@ class CutLines:
     Args:
         config, sample_rate_hz, frame_shift_s: as of `Corpus`.
         root: `Corpus.root`.
+        speeds: as of `Corpus`.
 
     Attributes:
         quick: the entry of a usual cut; None for all others.
     """
 
     def __init__(
-        self, config: CorpusConfig, *, sample_rate_hz: int, frame_shift_s: float, root: str | None
+        self,
+        config: CorpusConfig,
+        *,
+        sample_rate_hz: int,
+        frame_shift_s: float,
+        root: str | None,
+        speeds: Sequence[float] = AS_IT_IS,
     ) -> None:
         self._config, self._rate_hz, self._frame_shift_s = config, sample_rate_hz, frame_shift_s
-        self._root = root
+        self._root, self._speeds = root, tuple(speeds)
         self.quick = QuickCuts(config, sample_rate_hz=sample_rate_hz, root=root)
 
     def __call__(self, block: Block) -> list[Entry]:
         """The entries of the lines, those of empty ones left out."""
         entries: list[Entry] = []
         for number, line in block.lines():
-            entry = self.quick(line)
+            # Lhotse makes copies at other speeds.
+            entry = self.quick(line) if self._speeds == AS_IT_IS else None
             if entry is not None:
                 entries.append(entry)
             else:
@@ -78,7 +86,12 @@ class CutLines:
         # Here, because it brings Lhotse and torch along.
         from mvqkd.workers.corpus.corpus import Corpus
 
-        return Corpus(self._config, sample_rate_hz=self._rate_hz, frame_shift_s=self._frame_shift_s)
+        return Corpus(
+            self._config,
+            sample_rate_hz=self._rate_hz,
+            frame_shift_s=self._frame_shift_s,
+            speeds=self._speeds,
+        )
 
 
 def planned_lines(

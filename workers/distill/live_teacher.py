@@ -56,11 +56,17 @@ class LiveTeacher:
             NonFiniteEmbeddingError: the teacher gave NaN or infinity.
         """
         embeddings = self._teacher.encode(waveforms)
-        if self._coder is not None:
-            lengths_B = torch.tensor([len(x_TD) for x_TD in embeddings], device=embeddings[0].device)
-            codes_FN, _ = self._coder(torch.cat(embeddings), lengths_B)
-            embeddings = list(codes_FN.split(lengths_B.tolist()))
-        return [self._alignment(x, wanted) for x, wanted in zip(embeddings, num_frames, strict=True)]
+        if self._coder is None:
+            return [
+                self._alignment.embeddings(x_TD, wanted)
+                for x_TD, wanted in zip(embeddings, num_frames, strict=True)
+            ]
+        lengths = [len(x_TD) for x_TD in embeddings]
+        codes_FN, _ = self._coder(torch.cat(embeddings), torch.tensor(lengths, device=embeddings[0].device))
+        return [
+            self._alignment(codes_TN, wanted)
+            for codes_TN, wanted in zip(codes_FN.split(lengths), num_frames, strict=True)
+        ]
 
 
 def open_live_teacher(

@@ -9,11 +9,12 @@ from typing import Any, Literal, NamedTuple
 from mvqkd.storage.rows import arrow_to_rows
 from mvqkd.storage.table import IndexTable
 from mvqkd.storage.threads import READING_THREADS, map_in_order
+from mvqkd.workers.cuts import base_recording
 
 Use = Literal["own", "codes", "valid"]
 """What a row is for: the student's own loss and what is distilled, that alone, or the held-out part."""
 
-CHOOSING_COLUMNS = ("cut_id", "recording_id", "speaker", "duration", "text")
+CHOOSING_COLUMNS = ("cut_id", "recording_id", "speaker", "duration", "speed", "text")
 
 
 class RowKey(NamedTuple):
@@ -75,8 +76,10 @@ def has_text(text: str | None) -> bool:
 
 
 def group_of(row: Mapping[str, Any]) -> str:
-    """What must not be on both sides of a split: the speaker, or the recording where there is none."""
-    return f"speaker {row['speaker']}" if row["speaker"] else f"recording {row['recording_id']}"
+    """What must not be on both sides of a split: the speaker, or the recording where there is none, at any speed."""
+    if row["speaker"]:
+        return f"speaker {row['speaker']}"
+    return f"recording {base_recording(row['recording_id'], row['speed'])}"
 
 
 def scan_table(

@@ -14,9 +14,10 @@ from torch import Tensor
 from mvqkd.models.alignment import FrameAlignment
 from mvqkd.models.distillation.heads import TargetSpec
 from mvqkd.models.students.base import StudentFrames
-from mvqkd.storage.contract import TableContract
+from mvqkd.storage.contract import CODES, TableContract
 from mvqkd.storage.rows import arrow_to_rows
 from mvqkd.storage.table import IndexTable, check_row_matches
+from mvqkd.workers.distill.embedding_targets import TableEmbeddings
 
 IDENTITY_COLUMNS = ("cut_id", "recording_id", "channel", "start", "duration", "speed", "num_samples")
 SHARD = "shard"
@@ -170,7 +171,9 @@ def alignment_of(
 
 
 def table_source(
-    contract: TableContract, alignment: FrameAlignment, *, codebooks: int | None
+    contract: TableContract, alignment: FrameAlignment, *, codebooks: int | None, where: str
 ) -> TargetSource:
-    """What rows of a table give: its codes."""
-    return TableCodes(contract, alignment, codebooks=codebooks)
+    """What rows of a table give: its codes, or its embeddings. `codebooks` as of `TableCodes`, `where` for messages."""
+    if contract.payload == CODES:
+        return TableCodes(contract, alignment, codebooks=codebooks)
+    return TableEmbeddings(contract, alignment, where=where)

@@ -85,7 +85,7 @@ def targets_of(
             max_missing_frames=settings.max_missing_frames,
         )
         targets[MAIN] = Target(
-            source=table_source(contract, alignment, codebooks=settings.codebooks),
+            source=table_source(contract, alignment, codebooks=settings.codebooks, where="the run's table"),
             layer=settings.student_layer,
             scale=settings.loss_scale,
             per_codebook=settings.per_codebook,
@@ -120,4 +120,7 @@ def _joined(table: IndexTable, wanted: TargetConfig, frames: StudentFrames) -> J
         delay_frames=wanted.delay_frames,
         max_missing_frames=wanted.max_missing_frames,
     )
-    return JoinedTable(table, table_source(table.contract, alignment, codebooks=wanted.codebooks))
+    return JoinedTable(
+        table,
+        table_source(table.contract, alignment, codebooks=wanted.codebooks, where=table.location.url),
+    )

@@ -13,7 +13,8 @@ from typing import Any
 
 from mvqkd.storage.rows import SPEED_TOLERANCE, TIME_TOLERANCE_S
 from mvqkd.storage.table import IndexTable
-from mvqkd.workers.exchange.lines import AudioKey, base_recording
+from mvqkd.workers.cuts import base_recording
+from mvqkd.workers.exchange.lines import AudioKey
 
 _COLUMNS = ["cut_id", "recording_id", "channel", "start", "duration", "speed", "num_frames"]
 _SCHEMA = """

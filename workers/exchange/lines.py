@@ -17,10 +17,9 @@ from mvqkd.workers.corpus.fields import is_number
 from mvqkd.workers.corpus.files import CorpusError, full_path, read_lines
 from mvqkd.workers.corpus.manifest import CUT_TYPES, OTHER_CUT_TYPES, object_of_line
 from mvqkd.workers.corpus.refusals import BadLine, without_bad_lines
-from mvqkd.workers.cuts import Refused
+from mvqkd.workers.cuts import Refused, base_recording
 
 SHAR_CUTS = re.compile(r"cuts\.(\d+)\.jsonl(\.gz)?")
-_SPEED_SUFFIX = re.compile(r"_sp[0-9.]+$")
 
 
 class AudioKey(NamedTuple):
@@ -69,13 +68,6 @@ class UnusableLine(NamedTuple):
 
     source: str
     refused: Refused
-
-
-def base_recording(recording_id: str, speed: float) -> str:
-    """The id of the recording that a copy of another speed was made of: Lhotse adds `_sp0.9` to it, or nothing."""
-    while speed != 1.0 and (match := _SPEED_SUFFIX.search(recording_id)):
-        recording_id = recording_id[: match.start()]
-    return recording_id
 
 
 def key_of(cut: Mapping[str, Any]) -> AudioKey:
