@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from lhotse import MonoCut, Recording, load_manifest_lazy
+from lhotse.audio.utils import AudioLoadingError
 from torch import Tensor
 from torchaudio.functional import add_noise
 
@@ -92,8 +93,8 @@ def find_noises(path: str) -> list[MonoCut]:
 def _noise(file: Path, place: Path) -> MonoCut:
     try:
         recording = Recording.from_file(file, recording_id=str(file.relative_to(place)))
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ValueError(f"distill.noise: {file}: no audio that can be read ({error}); remove it") from error
+    except (AudioLoadingError, OSError) as error:
+        raise ValueError(f"distill.noise: {file}: no audio that can be read; remove it") from error
     return MonoCut(
         id=recording.id,
         start=0.0,
