@@ -82,6 +82,8 @@ class CodesHead(nn.Module):
             codebook_size=codebook_size,
             is_joint=joint,
             label_smoothing=label_smoothing,
+            # One layer's output is kept with 256 numbers for each code, which is little beside the student's own.
+            checkpoint=joint,
         )
 
     def forward(self, tapped_BSC: Tensor, targets_BSK: Tensor) -> HeadLoss:

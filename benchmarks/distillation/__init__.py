@@ -1,0 +1,1 @@
+"""Distillation beside its alternatives on real speech, in folds of speakers."""
