@@ -96,15 +96,11 @@ CELLS: Mapping[str, Cell] = {
 """In the order in which they are run: what decides most comes first."""
 
 
-def run_file(
-    cell_names: Sequence[str], table: str, *, teacher: str, layer: int, fold: str, root: str
-) -> dict[str, Any]:
-    """The run file of a table in a fold, with all students that are trained from it."""
-    own = TABLES[table]
-    students = {
-        name: {"student": dict(CELLS[name].student), "distill": dict(CELLS[name].distill)}
-        for name in cell_names
-    }
+def run_file(name: str, *, teacher: str, layer: int, fold: str, root: str) -> dict[str, Any]:
+    """The run file of a system in a fold."""
+    cell = CELLS[name]
+    own = TABLES[cell.table]
+    students = {name: {"student": dict(cell.student), "distill": dict(cell.distill)}}
     return {
         "corpus": {
             "format": "cuts", "train": f"{fold}/train.jsonl", "test": f"{fold}/test.jsonl", "max_duration_s": 20.0,
