@@ -34,7 +34,7 @@ from demo.voices import (
 )
 
 # Raised whenever a change of this package changes the audio or the texts, so that old folders are not kept.
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 MANIFEST = "manifest.json"
 TRANSCRIPTS = "transcripts.tsv"
 
@@ -43,12 +43,14 @@ TRANSCRIPTS = "transcripts.tsv"
 class CorpusConfig:
     """What is synthesized.
 
-    minutes_train, minutes_test: audio per split. snr_db_low, snr_db_high: limits of the signal-to-noise
+    minutes_train, minutes_test: audio per split. minutes_untranscribed: audio of the training part beyond that, whose
+    texts are left out. snr_db_low, snr_db_high: limits of the signal-to-noise
     ratio, drawn per utterance. Raises ValueError for values nothing can be synthesized from.
     """
 
     minutes_train: float = 12.0
     minutes_test: float = 4.0
+    minutes_untranscribed: float = 24.0
     snr_db_low: float = 8.0
     snr_db_high: float = 25.0
     seed: int = 0
@@ -57,6 +59,8 @@ class CorpusConfig:
         for name in ("minutes_train", "minutes_test"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; give more than 0 minutes")
+        if self.minutes_untranscribed < 0:
+            raise ValueError(f"minutes_untranscribed is {self.minutes_untranscribed}; give 0 minutes or more")
         if self.snr_db_low > self.snr_db_high:
             raise ValueError(
                 f"snr_db_low {self.snr_db_low} is above snr_db_high {self.snr_db_high}; swap them"
@@ -173,16 +177,18 @@ def synthesize(folder: Path, config: CorpusConfig) -> dict[str, object]:
     seconds = {"train": 0.0, "test": 0.0}
     engine = Espeak()
     splits = (
-        ("train", TRAIN_SPEAKERS, config.minutes_train),
+        ("train", TRAIN_SPEAKERS, config.minutes_train + config.minutes_untranscribed),
         ("test", TEST_SPEAKERS, config.minutes_test),
     )
-    with _Reporter(60 * (config.minutes_train + config.minutes_test)) as reporter:
+    with _Reporter(60 * sum(minutes for _, _, minutes in splits)) as reporter:
         for split, speakers, minutes in splits:
             (partial / "audio" / split).mkdir(parents=True)
             for utterance in speak_split(engine, split, speakers, minutes, config):
                 path = partial / "audio" / split / f"{utterance.id}.flac"
                 soundfile.write(path, utterance.audio, SAMPLE_RATE_HZ, subtype="PCM_16")
-                lines.append(f"{utterance.id}\t{split}\t{utterance.speaker}\t{utterance.text}")
+                transcribed = split == "test" or seconds[split] < 60 * config.minutes_train
+                text = utterance.text if transcribed else ""
+                lines.append(f"{utterance.id}\t{split}\t{utterance.speaker}\t{text}")
                 seconds[split] += len(utterance.audio) / SAMPLE_RATE_HZ
                 reporter.add(len(utterance.audio) / SAMPLE_RATE_HZ)
     (partial / TRANSCRIPTS).write_text("\n".join(lines) + "\n")
@@ -213,6 +219,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="where the corpus goes")
     parser.add_argument("--minutes-train", type=float, default=defaults.minutes_train)
     parser.add_argument("--minutes-test", type=float, default=defaults.minutes_test)
+    parser.add_argument("--minutes-untranscribed", type=float, default=defaults.minutes_untranscribed)
     parser.add_argument(
         "--snr-db-low", type=float, default=defaults.snr_db_low, help="dB, noisiest utterance"
     )
