@@ -10,6 +10,8 @@ from torch import Tensor
 from mvqkd.models.students.config import MEL_FRAMES_PER_S, check_sample_rate
 
 NUM_MEL_BINS = 80
+DEVIATION = 4.0
+"""About the standard deviation of log-mel over speech; a constant keeps short utterances comparable."""
 
 
 class LogMel:
@@ -28,20 +30,23 @@ class LogMel:
     def __init__(self, sample_rate_hz: int = 16_000) -> None:
         check_sample_rate(sample_rate_hz)
         window = round(0.025 * sample_rate_hz)
+        self.hop_samples = sample_rate_hz // MEL_FRAMES_PER_S
         self.mel = torchaudio.transforms.MelSpectrogram(
             sample_rate=sample_rate_hz,
             n_fft=1 << (window - 1).bit_length(),
             win_length=window,
-            hop_length=sample_rate_hz // MEL_FRAMES_PER_S,
+            hop_length=self.hop_samples,
             n_mels=NUM_MEL_BINS,
         )
 
     def __call__(self, waveform: Tensor) -> Tensor:
         """float32 waveform (num_samples,) in [-1, 1] to (frames, 80)."""
-        log_mel_TF = self.mel(waveform).clamp_min(1e-7).log().T
-        # 4 is about the standard deviation of log-mel over speech; a constant keeps short utterances
-        # comparable.
-        return (log_mel_TF - log_mel_TF.mean(dim=0)) / 4.0
+        log_mel_TF = self.frames(waveform)
+        return (log_mel_TF - log_mel_TF.mean(dim=0)) / DEVIATION
+
+    def frames(self, waveform: Tensor) -> Tensor:
+        """As `__call__` before normalization: each frame is of the 25 ms around its center alone."""
+        return self.mel(waveform).clamp_min(1e-7).log().T
 
 
 def spec_augment(

@@ -3,6 +3,7 @@
 Shape suffixes: B utterances, T feature frames, F feature bins, S the student's frames, C channels, U units.
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
@@ -70,6 +71,12 @@ class Student(nn.Module, ABC):
     def features(self, waveform_T: Tensor) -> Tensor:
         """What the student reads of a float32 waveform (num_samples,) at its rate, on the CPU: float32 (T, F)."""
         return self._log_mel(waveform_T)
+
+    @property
+    def latency_s(self) -> float:
+        """Algorithmic latency of a student that recognizes while it hears: the longest time from the center of a frame
+        to the end of the audio that has to have come in for it. Infinite for one that hears the whole utterance."""
+        return math.inf
 
     def num_frames(self, num_feature_frames: int) -> int:
         """The student's frames for so many of `features`; 0 where they are too few for one."""

@@ -1,7 +1,7 @@
-"""The student's sizes: plain data without torch, so that a run file is read quickly."""
+"""The student's sizes: plain data without torch, so that a run file is read quickly. `kinds.py` has the other kinds."""
 
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 SUBSAMPLING = 4
 """Feature frames for one encoder frame."""
@@ -11,12 +11,13 @@ _LOWEST_RATE_HZ = 8_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudentConfig:
-    """Size of a Conformer transducer; 25 encoder frames a second (10 ms mel frames, subsampled by 4).
+class EncoderConfig:
+    """Size of an encoder of ours and of what is on top; 25 frames a second (10 ms mel frames, subsampled by 4).
 
     `sample_rate_hz` is of the audio that the student takes, whatever its teacher takes; from 8,000, and a multiple of
     100 for whole hops of 10 ms. `units` is `char` or `sentencepiece` (then `vocab_size` pieces, trained on the
-    transcripts).
+    transcripts). `loss` is `transducer`, beside which `distill.ctc_scale` may put a CTC head, or `ctc`: a CTC head
+    alone, for which the sizes of predictor and joiner mean nothing.
 
     Raises:
         ValueError: sizes that do not fit together; the message begins with the field's name.
@@ -27,8 +28,8 @@ class StudentConfig:
     num_layers: int = 6
     num_heads: int = 4
     ffn_dim: int = 576
-    conv_kernel: int = 15
     dropout: float = 0.1
+    loss: Literal["transducer", "ctc"] = "transducer"
     predictor_dim: int = 128
     joiner_dim: int = 128
     units: str = "char"
@@ -44,10 +45,8 @@ class StudentConfig:
             "num_layers",
             "num_heads",
             "ffn_dim",
-            "conv_kernel",
             "predictor_dim",
             "joiner_dim",
-            "vocab_size",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -59,12 +58,11 @@ class StudentConfig:
             raise ValueError(
                 f"predictor_dim must be a multiple of 4, not {self.predictor_dim}: its convolution has groups of 4"
             )
-        if self.conv_kernel % 2 == 0:
-            raise ValueError(f"conv_kernel must be odd, not {self.conv_kernel}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
-        if self.units not in ("char", "sentencepiece"):
-            raise ValueError(f"units must be char or sentencepiece, not {self.units!r}")
+        if self.loss not in ("transducer", "ctc"):
+            raise ValueError(f"loss must be transducer or ctc, not {self.loss!r}")
+        check_units(self.units, self.vocab_size)
 
     @property
     def frame_rate_hz(self) -> float:
@@ -82,11 +80,36 @@ class StudentConfig:
         return 6 * self.sample_rate_hz // MEL_FRAMES_PER_S
 
     def to_dict(self) -> dict[str, Any]:
-        """For records and digests. The rate of 16 kHz is left out, so that those of before there were others stay."""
+        """For records and digests. What was so before there was a choice is left out, so that those of then stay."""
         content = asdict(self)
-        if self.sample_rate_hz == 16_000:
-            del content["sample_rate_hz"]
-        return content
+        return {key: value for key, value in content.items() if _BEFORE.get(key) != value}
+
+
+_BEFORE = {"sample_rate_hz": 16_000, "kind": "conformer", "loss": "transducer"}
+"""Keys that were added later, and what they were until then."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentConfig(EncoderConfig):
+    """Size of a Conformer, the kind that there was first: it hears the whole utterance before its first unit."""
+
+    kind: Literal["conformer"] = "conformer"
+    conv_kernel: int = 15
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.conv_kernel < 1:
+            raise ValueError(f"conv_kernel must be at least 1, not {self.conv_kernel}")
+        if self.conv_kernel % 2 == 0:
+            raise ValueError(f"conv_kernel must be odd, not {self.conv_kernel}")
+
+
+def check_units(units: str, vocab_size: int) -> None:
+    """Raises ValueError for units that there are not."""
+    if vocab_size < 1:
+        raise ValueError(f"vocab_size must be at least 1, not {vocab_size}")
+    if units not in ("char", "sentencepiece"):
+        raise ValueError(f"units must be char or sentencepiece, not {units!r}")
 
 
 def check_sample_rate(sample_rate_hz: int) -> None:

@@ -1,52 +1,15 @@
 """The Conformer encoder, built from torchaudio's Conformer layers.
 
-Shape suffixes: B utterances, T feature frames or encoder frames, F mel bins, D encoder channels; C is a convolution's
-channels.
+Shape suffixes: B utterances, T feature frames or encoder frames, F mel bins, D encoder channels.
 """
-
-from typing import overload
 
 import torch
 from torch import Tensor, nn
 from torchaudio.models.conformer import ConformerLayer
 
-from mvqkd.models.features import NUM_MEL_BINS
 from mvqkd.models.students.config import StudentConfig
-
-
-@overload
-def subsampled_length(num_mel_frames: int) -> int: ...
-
-
-@overload
-def subsampled_length(num_mel_frames: Tensor) -> Tensor: ...
-
-
-def subsampled_length(num_mel_frames: Tensor | int) -> Tensor | int:
-    """Encoder frames of an utterance of `num_mel_frames`; 0 when it is shorter than 7 mel frames."""
-    if isinstance(num_mel_frames, int):
-        return max(0, ((num_mel_frames - 1) // 2 - 1) // 2)
-    return (((num_mel_frames - 1) // 2 - 1) // 2).clamp_min(0)
-
-
-class Subsampling(nn.Module):
-    """80 mel bins at 100 Hz to `dim` at 25 Hz by two strided convolutions (no padding in time)."""
-
-    def __init__(self, dim: int, channels: int = 32) -> None:
-        super().__init__()
-        self.conv = nn.Sequential(
-            nn.Conv2d(1, channels, 3, stride=2),
-            nn.SiLU(),
-            nn.Conv2d(channels, channels, 3, stride=2),
-            nn.SiLU(),
-        )
-        bins = subsampled_length(NUM_MEL_BINS)
-        self.project = nn.Linear(channels * bins, dim)
-
-    def forward(self, features_BTF: Tensor) -> Tensor:
-        """(B, T, 80) to (B, subsampled_length(T), dim)."""
-        x_BCTF = self.conv(features_BTF.unsqueeze(1))
-        return self.project(x_BCTF.permute(0, 2, 1, 3).flatten(2))
+from mvqkd.models.students.encoded import Encoder
+from mvqkd.models.students.subsampling import Subsampling, subsampled_length
 
 
 class MaskedConformerLayer(ConformerLayer):
@@ -83,7 +46,7 @@ class MaskedConformerLayer(ConformerLayer):
         return out_BDT.transpose(1, 2)
 
 
-class ConformerEncoder(nn.Module):
+class ConformerEncoder(Encoder):
     """Subsampling and a stack of torchaudio's Conformer layers."""
 
     def __init__(self, config: StudentConfig) -> None:
@@ -118,3 +81,8 @@ class ConformerEncoder(nn.Module):
         for layer in self.layers:
             x_TBD = layer(x_TBD, padding_BT)
         return x_TBD.transpose(0, 1), out_lengths_B
+
+    def layer_output(self, raw: object) -> Tensor:
+        """(S, B, D) of a Conformer layer to (B, S, D)."""
+        assert isinstance(raw, Tensor)
+        return raw.transpose(0, 1)

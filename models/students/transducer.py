@@ -1,4 +1,4 @@
-"""A Conformer transducer: encoder, stateless predictor, joiner, and a CTC head beside them if wanted.
+"""Transducers: encoder, stateless predictor, joiner, and a CTC head beside them if wanted.
 
 Shape suffixes: B utterances, T feature frames, F mel bins, S encoder frames, D encoder channels, J joiner channels,
 U units, C units of context.
@@ -12,10 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mvqkd.models.decoding.greedy import BLANK, greedy_transducer
-from mvqkd.models.students.base import Student, StudentFrames, StudentLoss
-from mvqkd.models.students.config import StudentConfig
-from mvqkd.models.students.conformer import ConformerEncoder, subsampled_length
+from mvqkd.models.decoding.streaming import TransducerSearch
+from mvqkd.models.students.base import StudentLoss
+from mvqkd.models.students.config import EncoderConfig, StudentConfig
+from mvqkd.models.students.conformer import ConformerEncoder
 from mvqkd.models.students.ctc import ctc_loss
+from mvqkd.models.students.emformer import EmformerEncoder
+from mvqkd.models.students.encoded import EncodedStudent, Encoder
+from mvqkd.models.students.kinds import EmformerConfig
 
 
 class Predictor(nn.Module):
@@ -33,11 +37,12 @@ class Predictor(nn.Module):
         return F.relu(self.conv(self.embedding(units_BU).transpose(1, 2)).transpose(1, 2))
 
 
-class ConformerTransducer(Student):
-    """Conformer encoder, stateless predictor, joiner; unit 0 is blank.
+class Transducer(EncodedStudent):
+    """Encoder, stateless predictor, joiner; unit 0 is blank.
 
     Args:
-        config: its sizes.
+        encoder: of any kind.
+        config: its sizes, and those of predictor and joiner.
         num_units: different units, blank among them.
         ctc_scale: factor of an auxiliary CTC loss on the encoder's output.
         with_ctc: whether there is a head for that loss; by default where the factor is above 0. A student to decode
@@ -49,57 +54,25 @@ class ConformerTransducer(Student):
 
     def __init__(
         self,
-        config: StudentConfig,
+        encoder: Encoder,
+        config: EncoderConfig,
         num_units: int,
         *,
         ctc_scale: float = 0.0,
         with_ctc: bool | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(encoder, config, num_units)
         if not 0 <= ctc_scale < math.inf:
             raise ValueError(f"ctc_scale {ctc_scale:g} must be a number from 0")
         with_ctc = ctc_scale > 0 if with_ctc is None else with_ctc
         if ctc_scale and not with_ctc:
             raise ValueError(f"ctc_scale {ctc_scale:g} needs a student with a CTC head (with_ctc=True)")
-        self.config = config
-        self.num_units = num_units
         self.ctc_scale = ctc_scale
-        self.frames = StudentFrames(
-            sample_rate_hz=config.sample_rate_hz,
-            frame_rate_hz=config.frame_rate_hz,
-            frame_offset_s=config.frame_offset_s,
-            min_samples=config.min_samples,
-        )
-        self.encoder = ConformerEncoder(config)
         self.predictor = Predictor(num_units, config.predictor_dim)
         self.encoder_projection = nn.Linear(config.encoder_dim, config.joiner_dim)
         self.predictor_projection = nn.Linear(config.predictor_dim, config.joiner_dim)
         self.output = nn.Linear(config.joiner_dim, num_units)
         self.ctc = nn.Linear(config.encoder_dim, num_units) if with_ctc else None
-
-    def num_frames(self, num_feature_frames: int) -> int:
-        """See `Student.num_frames`: a quarter of the mel frames, at the ends some fewer."""
-        return subsampled_length(num_feature_frames)
-
-    @property
-    def num_layers(self) -> int:
-        """Conformer layers."""
-        return self.config.num_layers
-
-    def layer(self, number: int) -> nn.Module:
-        """See `Student.layer`."""
-        if not 1 <= number <= self.num_layers:
-            raise ValueError(f"layer {number} is not one of the student's {self.num_layers} encoder layers")
-        return self.encoder.layers[number - 1]
-
-    def layer_channels(self, number: int) -> int:
-        """Channels of the encoder."""
-        return self.config.encoder_dim
-
-    def layer_output(self, raw: object) -> Tensor:
-        """(S, B, D) of a Conformer layer to (B, S, D)."""
-        assert isinstance(raw, Tensor)
-        return raw.transpose(0, 1)
 
     def loss(
         self, features_BTF: Tensor, lengths_B: Tensor, units_BU: Tensor, unit_lengths_B: Tensor
@@ -162,6 +135,16 @@ class ConformerTransducer(Student):
             max_units_per_frame=max_units_per_frame,
         )
 
+    def open_search(self) -> TransducerSearch:
+        """Greedy search through the frames of a stream."""
+        return TransducerSearch(
+            project=self.encoder_projection,
+            predict=self.predict,
+            join=self.join,
+            context=Predictor.CONTEXT,
+            device=self.output.weight.device,
+        )
+
     def predict(self, history_BC: Tensor) -> Tensor:
         """int64 (B, C) last units to what the joiner takes: (B, J)."""
         return self.predictor_projection(self.predictor(history_BC))[:, 0]
@@ -169,3 +152,33 @@ class ConformerTransducer(Student):
     def join(self, encoded: Tensor, predicted: Tensor) -> Tensor:
         """Projected outputs (*, J) of encoder and predictor to logits (*, num_units)."""
         return self.output(torch.tanh(encoded + predicted))
+
+
+class ConformerTransducer(Transducer):
+    """A transducer with a Conformer; see there for the arguments."""
+
+    def __init__(
+        self,
+        config: StudentConfig,
+        num_units: int,
+        *,
+        ctc_scale: float = 0.0,
+        with_ctc: bool | None = None,
+    ) -> None:
+        super().__init__(
+            ConformerEncoder(config), config, num_units, ctc_scale=ctc_scale, with_ctc=with_ctc
+        )
+
+
+class EmformerTransducer(Transducer):
+    """A transducer with an Emformer, which recognizes while it hears; see there for the arguments."""
+
+    def __init__(
+        self,
+        config: EmformerConfig,
+        num_units: int,
+        *,
+        ctc_scale: float = 0.0,
+        with_ctc: bool | None = None,
+    ) -> None:
+        super().__init__(EmformerEncoder(config), config, num_units, ctc_scale=ctc_scale, with_ctc=with_ctc)

@@ -10,7 +10,8 @@ from torchaudio.models.conformer import ConformerLayer
 
 from mvqkd.models.distillation.tap import tapped
 from mvqkd.models.students.config import StudentConfig
-from mvqkd.models.students.conformer import MaskedConformerLayer, Subsampling, subsampled_length
+from mvqkd.models.students.conformer import MaskedConformerLayer
+from mvqkd.models.students.subsampling import Subsampling, subsampled_length
 from mvqkd.models.students.transducer import ConformerTransducer
 
 CONFIG = StudentConfig(
