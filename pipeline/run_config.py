@@ -5,20 +5,13 @@ Sections are the rooms of a run: `corpus`, `teacher`, `quantizer`, `extract`, `t
 `run_file` reads them from YAML. Nothing here needs torch, Ray or Lhotse, so a wrong run file is told at once.
 """
 
-import re
-from dataclasses import fields
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
-from pydantic import (
-    AfterValidator,
-    Field,
-    PlainValidator,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails
 
 from mvqkd.models.students.config import StudentConfig
+from mvqkd.models.students.kinds import AnyStudentConfig, OwnConfig
 from mvqkd.pipeline.errors import ConfigError
 from mvqkd.pipeline.run_sections import (
     ClusterConfig,
@@ -28,48 +21,18 @@ from mvqkd.pipeline.run_sections import (
     TableConfig,
     TableOverrides,
 )
+from mvqkd.pipeline.run_students import (
+    FolderName,
+    Student,
+    StudentOverrides,
+    Students,
+    merged_values,
+    student_config,
+)
 from mvqkd.workers.corpus.config import CorpusConfig
 from mvqkd.workers.distill.settings import DistillConfig
-from mvqkd.workers.section import KeysOf, Section
+from mvqkd.workers.section import Section
 from mvqkd.workers.teacher import TeacherConfig
-
-
-class _StudentSection(Section, StudentConfig):  # type: ignore[misc]  # as above
-    """The keys of the plain dataclass, checked as strictly as those of any other section."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        self.__post_init__()
-        return self
-
-
-def _student_config(value: Any) -> StudentConfig:
-    if isinstance(value, StudentConfig) and not isinstance(value, Section):
-        return value
-    return StudentConfig(**_StudentSection.model_validate(value).model_dump())
-
-
-class StudentOverrides(Section):
-    """The keys of `student` and `distill` in which one student differs from these two sections."""
-
-    student: Annotated[dict[str, Any], KeysOf(StudentConfig)] = Field(default={})
-    distill: Annotated[dict[str, Any], KeysOf(DistillConfig)] = Field(default={})
-
-
-def _at_least_one(students: dict[str, StudentOverrides]) -> dict[str, StudentOverrides]:
-    if not students:
-        raise ValueError("names no student; add one, or remove the section for the usual two")
-    return students
-
-
-def _folder_name(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", name):
-        raise ValueError("a name has letters, digits, - and _ only, since a folder is called so")
-    return name
-
-
-FolderName = Annotated[str, AfterValidator(_folder_name)]
-Students = Annotated[dict[FolderName, StudentOverrides], AfterValidator(_at_least_one)]
 
 
 class RunConfig(Section, strict=False):
@@ -80,7 +43,7 @@ class RunConfig(Section, strict=False):
     quantizer: QuantizerConfig = QuantizerConfig()
     extract: ExtractConfig = ExtractConfig()
     table: TableConfig = TableConfig()
-    student: Annotated[StudentConfig, PlainValidator(_student_config)] = StudentConfig()
+    student: Student = StudentConfig()
     distill: DistillConfig = DistillConfig()
     students: Students | None = None
     tables: dict[FolderName, TableOverrides] = Field(default={})
@@ -125,7 +88,7 @@ class RunConfig(Section, strict=False):
             return names[0]
         raise ConfigError(f"which student? There are {', '.join(names)}; choose with --student NAME")
 
-    def student_settings(self, name: str) -> tuple[StudentConfig, DistillConfig]:
+    def student_settings(self, name: str) -> tuple[AnyStudentConfig, DistillConfig]:
         """Sizes and training of one student.
 
         Raises:
@@ -143,17 +106,16 @@ class RunConfig(Section, strict=False):
             f"no student {name!r}; there are {', '.join(known)}, and the section `students` of the run file names more"
         )
 
-    def _merged(self, name: str, overrides: StudentOverrides) -> tuple[StudentConfig, DistillConfig]:
+    def _merged(self, name: str, overrides: StudentOverrides) -> tuple[AnyStudentConfig, DistillConfig]:
         """Raises ValidationError with the place of each wrong key in the run file."""
         problems: list[InitErrorDetails] = []
         sections: dict[str, Any] = {}
-        base = {field.name: getattr(self.student, field.name) for field in fields(StudentConfig)}
-        for section, model, keys, changed in (
-            ("student", _StudentSection, base, overrides.student),
-            ("distill", DistillConfig, self.distill.model_dump(), overrides.distill),
+        for section, check, values in (
+            ("student", student_config, merged_values(self.student, overrides.student)),
+            ("distill", DistillConfig.model_validate, {**self.distill.model_dump(), **overrides.distill}),
         ):
             try:
-                sections[section] = model.model_validate({**keys, **changed})
+                sections[section] = check(values)
             except ValidationError as error:
                 problems += [
                     InitErrorDetails(
@@ -166,7 +128,7 @@ class RunConfig(Section, strict=False):
                 ]
         if problems:
             raise ValidationError.from_exception_data("students", problems)
-        return _student_config(sections["student"].model_dump()), sections["distill"]
+        return sections["student"], sections["distill"]
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -206,12 +168,18 @@ class RunConfig(Section, strict=False):
             ]
             raise ValidationError.from_exception_data("tables", problems) from error
 
-    def _check_student(self, where: str, student: StudentConfig, distill: DistillConfig) -> None:
-        if distill.student_layer > student.num_layers:
-            raise ValueError(
-                f"{where}distill.student_layer {distill.student_layer} is beyond the last layer of the student "
-                f"(student.num_layers {student.num_layers})"
-            )
+    def _check_student(self, where: str, student: AnyStudentConfig, distill: DistillConfig) -> None:
+        layers = {"distill.student_layer": distill.student_layer} if distill.loss_scale else {}
+        layers |= {
+            f"distill.targets.{name}.student_layer": t.student_layer for name, t in distill.targets.items()
+        }
+        for key, layer in layers.items():
+            # How many layers one's own student has is not known before it is built.
+            if not isinstance(student, OwnConfig) and layer > student.num_layers:
+                raise ValueError(
+                    f"{where}{key} {layer} is beyond the last layer of the student (student.num_layers "
+                    f"{student.num_layers})"
+                )
         self._check_longest(f"{where}distill", distill.batch_seconds)
 
     def _check_longest(self, key: str, batch_seconds: float) -> None:

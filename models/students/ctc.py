@@ -1,16 +1,20 @@
 """The CTC loss, and students that are trained by it alone.
 
-Shape suffixes: B utterances, T feature frames, F feature bins, S the student's frames, U units, V different units.
+Shape suffixes: B utterances, T feature frames, F feature bins, S the student's frames, D encoder
+channels, U units, V different units.
 """
 
 from abc import abstractmethod
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mvqkd.models.decoding.greedy import BLANK, greedy_ctc
+from mvqkd.models.decoding.streaming import CtcSearch
 from mvqkd.models.students.base import Student, StudentLoss
+from mvqkd.models.students.config import EncoderConfig
+from mvqkd.models.students.encoded import EncodedStudent, Encoder
 
 
 class CtcStudent(Student):
@@ -36,6 +40,29 @@ class CtcStudent(Student):
     def greedy(self, features_BTF: Tensor, lengths_B: Tensor) -> list[list[int]]:
         """See `Student.greedy`."""
         return greedy_ctc(*self.logits(features_BTF, lengths_B))
+
+
+class EncodedCtc(EncodedStudent, CtcStudent):
+    """An encoder of ours with one linear layer to the units.
+
+    Args:
+        encoder: of any kind.
+        config: its sizes.
+        num_units: different units, blank among them.
+    """
+
+    def __init__(self, encoder: Encoder, config: EncoderConfig, num_units: int) -> None:
+        super().__init__(encoder, config, num_units)
+        self.output = nn.Linear(config.encoder_dim, num_units)
+
+    def logits(self, features_BTF: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
+        """See `CtcStudent.logits`."""
+        encoded_BSD, frame_lengths_B = self.encoder(features_BTF, lengths_B)
+        return self.output(encoded_BSD), frame_lengths_B
+
+    def open_search(self) -> CtcSearch:
+        """Greedy search through the frames of a stream."""
+        return CtcSearch(self.output)
 
 
 def ctc_loss(logits_BSV: Tensor, lengths_B: Tensor, units_BU: Tensor, unit_lengths_B: Tensor) -> Tensor:

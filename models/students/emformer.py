@@ -1,11 +1,11 @@
 """The Emformer encoder, built from torchaudio's Emformer layers.
 
-Shape suffixes: B utterances, T feature frames, F mel bins, S encoder frames, P padded encoder frames (whole segments), R
-copied right-context frames of all segments, M memory vectors, D encoder channels, Q queries, K keys.
+Shape suffixes: B utterances, T feature frames, F mel bins, S encoder frames, P padded encoder frames (whole segments),
+R copied right-context frames of all segments, M memory vectors, D encoder channels, Q queries, K keys.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ class BlockOutput(NamedTuple):
 class EmformerBlock(nn.Module):
     """One of torchaudio's Emformer layers, as a module whose output can be tapped."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: Any) -> None:
         super().__init__()
         self.layer = layer
 
@@ -124,6 +124,7 @@ class EmformerEncoder(Encoder):
         after: list[list[Tensor]] = []
         for number, block in enumerate(self.layers):
             state = None if states is None else states[number]
+            assert isinstance(block, EmformerBlock)
             x_PBD, right_RBD, state, memory_MBD = block.layer.infer(
                 x_PBD, lengths_B, right_RBD, state, memory_MBD
             )

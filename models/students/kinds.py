@@ -8,7 +8,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
-from mvqkd.models.students.config import MEL_FRAMES_PER_S, SUBSAMPLING, EncoderConfig, StudentConfig, check_units
+from mvqkd.models.students.config import (
+    MEL_FRAMES_PER_S,
+    SUBSAMPLING,
+    EncoderConfig,
+    StudentConfig,
+    check_units,
+)
 
 FRAME_MS = 1000 * SUBSAMPLING // MEL_FRAMES_PER_S
 """Of an encoder of ours."""
@@ -38,9 +44,10 @@ class EmformerConfig(EncoderConfig):
         for name, least in (("segment_ms", 1), ("left_context_ms", 0), ("right_context_ms", 0)):
             value = getattr(self, name)
             if value % FRAME_MS or value < least:
+                nearest = max(least, round(value / FRAME_MS)) * FRAME_MS
                 raise ValueError(
                     f"{name} {value} is not a multiple of the {FRAME_MS} ms of a frame"
-                    f"{' from ' + str(FRAME_MS) if least else ''}; take {max(least, round(value / FRAME_MS)) * FRAME_MS}"
+                    f"{f' from {FRAME_MS}' if least else ''}; take {nearest}"
                 )
         if self.memory_segments < 0:
             raise ValueError(f"memory_segments must be at least 0, not {self.memory_segments}")
@@ -74,7 +81,9 @@ class OwnConfig:
             )
         wrong = [name for name in self.options if not name.isidentifier()]
         if wrong:
-            raise ValueError(f"options {wrong} are no names of arguments; call them as {self.import_path} does")
+            raise ValueError(
+                f"options {wrong} are no names of arguments; call them as {self.import_path} does"
+            )
         check_units(self.units, self.vocab_size)
 
     def to_dict(self) -> dict[str, Any]:

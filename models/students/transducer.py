@@ -165,9 +165,7 @@ class ConformerTransducer(Transducer):
         ctc_scale: float = 0.0,
         with_ctc: bool | None = None,
     ) -> None:
-        super().__init__(
-            ConformerEncoder(config), config, num_units, ctc_scale=ctc_scale, with_ctc=with_ctc
-        )
+        super().__init__(ConformerEncoder(config), config, num_units, ctc_scale=ctc_scale, with_ctc=with_ctc)
 
 
 class EmformerTransducer(Transducer):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from mvqkd.models.students.kinds import config_of
 from mvqkd.pipeline.cluster.pool import Note, Outcome, Watch, open_pool
 from mvqkd.pipeline.errors import StageError
 from mvqkd.pipeline.run_folder import Run
@@ -68,7 +69,7 @@ def _check_settings(run: Run, name: str, record: StudentRecord) -> None:
     student, distill = run.config.student_settings(name)
     changed = differences(
         # Settings that did not exist when it was trained had their defaults.
-        _flat(asdict(type(student)(**record.student)), identity_of(type(distill)(**record.distill))),
+        _flat(asdict(config_of(record.student)), identity_of(type(distill)(**record.distill))),
         _flat(asdict(student), identity_of(distill)),
     )
     if changed:

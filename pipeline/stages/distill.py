@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mvqkd.models.students.config import StudentConfig
+from mvqkd.models.students.kinds import AnyStudentConfig
 from mvqkd.pipeline.cluster.pool import Note, Pool, open_pool
 from mvqkd.pipeline.errors import PoolError, StageError
 from mvqkd.pipeline.run_folder import Run, digest
@@ -132,7 +132,7 @@ def _initial(run: Run, settings: DistillConfig) -> dict[str, str]:
 
 
 def _train(
-    run: Run, name: str, student: StudentConfig, settings: DistillConfig, found: FoundSpeech, key: str
+    run: Run, name: str, student: AnyStudentConfig, settings: DistillConfig, found: FoundSpeech, key: str
 ) -> None:
     from mvqkd.models.students.units import train_units
     from mvqkd.workers.distill.job import TrainJob

@@ -12,6 +12,7 @@ from demo.sentences import MAX_WORDS, MIN_WORDS, WORDS, is_test_sentence, senten
 from demo.synthesize import CorpusConfig, corpus_digest, main, synthesize
 from demo.voices import TEST_SPEAKERS, TRAIN_SPEAKERS, Espeak, make_room_and_noise, teacher_variants
 
+SMALL = {"minutes_train": 0.05, "minutes_test": 0.05, "minutes_untranscribed": 0.0}
 TINY = CorpusConfig(minutes_train=0.3, minutes_test=0.3, minutes_untranscribed=0.2)
 
 
@@ -46,7 +47,10 @@ def test_speech_beyond_the_transcribed_part_has_no_text(corpus):
 
 
 def test_seed_changes_the_corpus(corpus, tmp_path):
-    manifest = synthesize(tmp_path / "other", CorpusConfig(minutes_train=0.05, minutes_test=0.05, minutes_untranscribed=0.0, seed=1))
+    manifest = synthesize(
+        tmp_path / "other",
+        CorpusConfig(**SMALL, seed=1),
+    )
     other = rows(tmp_path / "other")
     assert manifest["utterances"] == len(other)
     assert [row["text"] for row in other[:2]] != [row["text"] for row in rows(corpus)[:2]]
@@ -94,7 +98,7 @@ def test_sentences_come_from_a_small_vocabulary_and_do_not_repeat():
 
 def test_complete_corpus_is_kept_and_a_damaged_one_is_made_again(tmp_path):
     folder = tmp_path / "corpus"
-    config = CorpusConfig(minutes_train=0.05, minutes_test=0.05, minutes_untranscribed=0.0)
+    config = CorpusConfig(**SMALL)
     synthesize(folder, config)
     path = next(folder.glob("audio/train/*.flac"))
     before = path.stat().st_mtime_ns
@@ -109,7 +113,7 @@ def test_complete_corpus_is_kept_and_a_damaged_one_is_made_again(tmp_path):
 def test_what_an_interrupted_run_left_is_cleared(tmp_path):
     leftover = tmp_path / "corpus.partial" / "audio"
     leftover.mkdir(parents=True)
-    synthesize(tmp_path / "corpus", CorpusConfig(minutes_train=0.05, minutes_test=0.05, minutes_untranscribed=0.0))
+    synthesize(tmp_path / "corpus", CorpusConfig(**SMALL))
     assert not leftover.parent.exists()
 
 

@@ -111,7 +111,10 @@ def test_a_table_of_other_audio_or_without_a_cut_is_named(make_table: MakeTable,
 def test_live_codes_are_those_of_the_table(make_table: MakeTable, tmp_path: Path) -> None:
     """The teacher in the training step and the table of the same quantizer give the same targets."""
     table = make_table(LENGTHS)
-    wanted = {"live": TargetConfig(quantized=True, student_layer=2), "l1": TargetConfig(distance="l1", student_layer=1)}
+    wanted = {
+        "live": TargetConfig(quantized=True, student_layer=2),
+        "l1": TargetConfig(distance="l1", student_layer=1),
+    }
     settings = SETTINGS.model_copy(update={"targets": wanted, "epochs": 1})
 
     def live(target: TargetConfig) -> LiveTeacher:

@@ -9,8 +9,8 @@ import torch
 
 from mvqkd.models.distillation.model import DistillationModel
 from mvqkd.models.students.base import Student
-from mvqkd.models.students.config import StudentConfig
-from mvqkd.models.students.transducer import ConformerTransducer
+from mvqkd.models.students.build import build_student
+from mvqkd.models.students.kinds import AnyStudentConfig
 from mvqkd.models.students.units import Units, load_units
 from mvqkd.storage.errors import ObjectMissingError
 from mvqkd.storage.location import Location, open_location
@@ -83,7 +83,7 @@ class TrainJob:
     digest: str
     speech: Speech
     units: tuple[str, str]
-    student: StudentConfig
+    student: AnyStudentConfig
     distill: DistillConfig
     options: Mapping[str, str]
     out: Location
@@ -101,7 +101,7 @@ class TrainJob:
         units = load_units(*self.units)
         # The student is built first: with the same seed it starts from the same weights with and without codes.
         torch.manual_seed(self.distill.seed)
-        student = ConformerTransducer(self.student, len(units), ctc_scale=self.distill.ctc_scale)
+        student = build_student(self.student, len(units), ctc_scale=self.distill.ctc_scale)
         if self.distill.init is not None:
             start_from(student, open_location(self.distill.init, options=self.options))
 

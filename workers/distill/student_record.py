@@ -14,7 +14,7 @@ from mvqkd.storage.location import Location
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mvqkd.models.students.transducer import ConformerTransducer
+    from mvqkd.models.students.base import Student
     from mvqkd.models.students.units import Units
 
 NAME = "student"
@@ -25,7 +25,7 @@ class StudentRecord:
     """All that is known of a trained student.
 
     Attributes:
-        student: sizes, as `StudentConfig` takes them.
+        student: sizes, as `kinds.config_of` takes them.
         distill: the training's settings, as `DistillConfig` takes them.
         units: `kind` and `data` of its output units.
         contract: of the index table that it was trained from.
@@ -72,7 +72,7 @@ def verified_record(location: Location) -> StudentRecord:
     return _record(location, load_artifact(location, NAME)[1])
 
 
-def load_student(location: Location) -> tuple["ConformerTransducer", "Units", StudentRecord]:
+def load_student(location: Location) -> tuple["Student", "Units", StudentRecord]:
     """A trained student (CPU, eval mode), its units and what is known of it.
 
     Raises:
@@ -80,16 +80,14 @@ def load_student(location: Location) -> tuple["ConformerTransducer", "Units", St
     """
     import torch
 
-    from mvqkd.models.students.config import StudentConfig
-    from mvqkd.models.students.transducer import ConformerTransducer
+    from mvqkd.models.students.build import build_student
+    from mvqkd.models.students.kinds import config_of
     from mvqkd.models.students.units import load_units
 
     arrays, metadata = load_artifact(location, NAME)
     record = _record(location, metadata)
     units = load_units(record.units["kind"], record.units["data"])
-    student = ConformerTransducer(
-        StudentConfig(**record.student), len(units), ctc_scale=record.distill["ctc_scale"]
-    )
+    student = build_student(config_of(record.student), len(units), ctc_scale=record.distill["ctc_scale"])
     student.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in arrays.items()})
     return student.eval(), units, record
 
