@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 WIDTH, HEIGHT = 560, 250
-LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 34
+LEFT, RIGHT, TOP, BOTTOM = 52, 24, 12, 34
 LOG_FROM = 20.0
 """Values that differ by more than this factor stand on a logarithmic axis."""
 COLORS = 8

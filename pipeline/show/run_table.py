@@ -83,7 +83,7 @@ def show_interval(figures: dict[str, Any] | None) -> str:
     if figures is None or figures["relative_low"] is None or figures["relative_high"] is None:
         return ""
     return (
-        f" (95 % interval {figures['relative_low']:.1%} to {figures['relative_high']:.1%}; better in "
+        f" (95% interval {figures['relative_low']:.1%} to {figures['relative_high']:.1%}; better in "
         f"{figures['better']:.1%} of draws of {figures['units']} {figures['over']})"
     )
 
@@ -94,7 +94,7 @@ def _score(score: dict[str, Any]) -> str:
     left_out = f"; {score['left_out']} left out" if score["left_out"] else ""
     interval = ""
     if score.get("wer_low") is not None:  # reports from before there were intervals have none
-        interval = f" (95 % interval {score['wer_low']:.2%} to {score['wer_high']:.2%})"
+        interval = f" (95% interval {score['wer_low']:.2%} to {score['wer_high']:.2%})"
     kinds = ""
     if "insertions" in score:
         kinds = ", ".join(f"{score[kind]} {kind}" for kind in ("insertions", "deletions", "substitutions"))

@@ -103,13 +103,16 @@ def compare_runs(
 def _systems(
     runs: Sequence[Run], reports: Sequence[Mapping[str, Any]], students: Sequence[str]
 ) -> list[System]:
-    names = _run_names(runs)
+    chosen = [
+        [student for student in run.config.student_names() if not students or student in students] for run in runs
+    ]
+    count = Counter(student for each in chosen for student in each)
+    is_unique = max(count.values(), default=0) == 1
     found = []
-    for run, run_name, report in zip(runs, names, reports, strict=True):
-        for student in run.config.student_names():
-            if not students or student in students:
-                name = student if len(runs) == 1 else f"{run_name}/{student}"
-                found.append(read_system(run, student, name=name, report=report))
+    for run, run_name, report, mine in zip(runs, _run_names(runs), reports, chosen, strict=True):
+        for student in mine:
+            name = student if is_unique else f"{run_name}/{student}"
+            found.append(read_system(run, student, name=name, report=report))
     missing = [name for name in students if name not in {system.student for system in found}]
     if missing or not found:
         known = sorted({name for run in runs for name in run.config.student_names()})
@@ -247,10 +250,5 @@ def _notes(decoded: Sequence[System]) -> list[str]:
         notes.append(
             "Not every utterance names its speaker, or there is one speaker only. Intervals are over utterances, and "
             "too narrow where the errors of one speaker go together."
-        )
-    if len(decoded) > 2:
-        notes.append(
-            "Every pair is judged by itself at 95 %: of twenty pairs of equal systems, one is expected to look "
-            "different."
         )
     return notes

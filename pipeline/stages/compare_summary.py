@@ -54,7 +54,7 @@ def _rate(system: System) -> str:
     score = system.score or {}
     if score["wer_low"] is None:
         return f"{score['wer']:.2%}"
-    return f"{score['wer']:.2%} (95 % interval {score['wer_low']:.2%} to {score['wer_high']:.2%})"
+    return f"{score['wer']:.2%} (95% interval {score['wer_low']:.2%} to {score['wer_high']:.2%})"
 
 
 def _how_sure(pair: Mapping[str, Any]) -> list[str]:
@@ -62,7 +62,7 @@ def _how_sure(pair: Mapping[str, Any]) -> list[str]:
         return []
     often = "every draw" if pair["better"] == 1 else f"{pair['better']:.1%} of the draws"
     return [
-        f"The reduction has a 95 % interval of {pair['relative_low']:.1%} to {pair['relative_high']:.1%}, from draws of "
+        f"The reduction has a 95% interval of {pair['relative_low']:.1%} to {pair['relative_high']:.1%}, from draws of "
         f"{pair['units']} {pair['over']} of the test part; {pair['system']} is the better one in {often}."
     ]
 
@@ -77,7 +77,7 @@ def _alike(
     ]
     if not alike:
         return []
-    return [f"This test part is too small to tell {best.name} from {_and(alike)}."]
+    return [f"The difference between {best.name} and {_and(alike)} may be chance."]
 
 
 def _storage(best: System, tables: Sequence[Mapping[str, Any]]) -> list[str]:
