@@ -89,9 +89,7 @@ def score(results: Sequence[Recognized | NotRecognized]) -> Score:
     left_out = [result for result in results if isinstance(result, NotRecognized)]
     words = sum(r.words for r in recognized)
     errors = [r.errors for r in recognized]
-    bootstrap = Bootstrap(
-        {"it": errors}, [r.words for r in recognized], [r.speaker for r in recognized]
-    )
+    bootstrap = Bootstrap({"it": errors}, [r.words for r in recognized], [r.speaker for r in recognized])
     interval = bootstrap.interval("it")
     characters = jiwer.process_characters(
         [r.reference for r in recognized], [r.hypothesis for r in recognized]
