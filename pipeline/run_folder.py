@@ -122,6 +122,7 @@ class Reports:
             if of.get("digest", score["digest"]) == score["digest"]:
                 students[student] = {**of, "score": score}
         if students:
+            students = {name: _with_valid_pairs(students, student) for name, student in students.items()}
             report |= {"students": students, "relative_wer_reduction": _relative_reduction(students)}
         return report
 
@@ -139,6 +140,21 @@ class Reports:
 
 def _file(stage: str, student: str | None) -> str:
     return f"reports/{stage}.json" if student is None else f"reports/{stage}-{student}.json"
+
+
+def _with_valid_pairs(students: dict[str, Any], student: dict[str, Any]) -> dict[str, Any]:
+    """Without comparisons with a training or a decoding of another student that is not its last one."""
+    score = student.get("score", {})
+    if "against" not in score:
+        return student
+    valid = {
+        other: figures
+        for other, figures in score["against"].items()
+        if all(
+            figures["of"][key] == students.get(other, {}).get("score", {}).get(key) for key in figures["of"]
+        )
+    }
+    return {**student, "score": {**score, "against": valid}}
 
 
 def _relative_reduction(students: dict[str, Any]) -> float | None:

@@ -15,8 +15,7 @@ def print_report(report: dict[str, Any]) -> None:
     for name, student in report.get("students", {}).items():
         if "score" in student:
             rows.append((_LABELS.get(name, f"WER of {name}"), _score(student["score"])))
-    if report.get("relative_wer_reduction") is not None:
-        rows.append(("Relative reduction", f"{report['relative_wer_reduction']:.1%}"))
+    rows += _reduction_rows(report)
     rows.append(("Table", report["extract"]["table_url"]))
     shown = Table(show_header=False, title="MVQ-KD", title_justify="left")
     shown.add_column(style="bold", no_wrap=True)
@@ -70,11 +69,44 @@ def _size_rows(table: dict[str, Any]) -> Iterator[tuple[str, str]]:
         )
 
 
+def _reduction_rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Every student against the first one: the reduction of a run with two, and its intervals."""
+    students = report.get("students", {})
+    first = next(iter(students), None)
+    reduction = report.get("relative_wer_reduction")
+    known = students.get("mvqkd", {}).get("score", {}).get("against", {}).get("baseline")
+    if reduction is not None:
+        yield "Relative reduction", f"{reduction:.1%}{show_interval(known)}"
+    for name, student in students.items():
+        figures = student.get("score", {}).get("against", {}).get(first)
+        if figures is None or figures["relative_reduction"] is None:
+            continue
+        if reduction is None or name != "mvqkd" or first != "baseline":
+            yield f"{name} against {first}", f"{figures['relative_reduction']:.1%}{show_interval(figures)}"
+
+
+def show_interval(figures: dict[str, Any] | None) -> str:
+    """The interval of a relative reduction, and how sure the difference is; nothing where they are not known."""
+    if figures is None or figures["relative_low"] is None or figures["relative_high"] is None:
+        return ""
+    return (
+        f" (95% interval {figures['relative_low']:.1%} to {figures['relative_high']:.1%}; better in "
+        f"{figures['better']:.1%} of draws of {figures['units']} {figures['over']})"
+    )
+
+
 def _score(score: dict[str, Any]) -> str:
     """Of which utterances it is stands beside it, since those left out are not in it."""
     of = f"{score['utterances']} utterances" + (f", {score['hours']:.2f} h" if "hours" in score else "")
     left_out = f"; {score['left_out']} left out" if score["left_out"] else ""
-    return f"{score['wer']:.2%} of {score['words']} words (CER {score['cer']:.2%}), {of}{left_out}"
+    interval = ""
+    if score.get("wer_low") is not None:  # reports from before there were intervals have none
+        interval = f" (95% interval {score['wer_low']:.2%} to {score['wer_high']:.2%})"
+    kinds = ""
+    if "insertions" in score:
+        kinds = ", ".join(f"{score[kind]} {kind}" for kind in ("insertions", "deletions", "substitutions"))
+        kinds = f"; {kinds}"
+    return f"{score['wer']:.2%}{interval} of {score['words']} words{kinds} (CER {score['cer']:.2%}), {of}{left_out}"
 
 
 def show_bytes(count: float) -> str:

@@ -13,6 +13,7 @@ from mvqkd.pipeline.run_folder import Run
 from mvqkd.pipeline.show.progress import bar, say
 from mvqkd.pipeline.stages.describe import differences
 from mvqkd.pipeline.stages.plan import need_plan
+from mvqkd.pipeline.stages.scored import against_others
 from mvqkd.storage.errors import ArtifactError
 from mvqkd.workers.distill.student_record import StudentRecord, verified_record
 from mvqkd.workers.plan import Plan, read_refused
@@ -59,7 +60,12 @@ def decode_stage(run: Run, name: str | None = None) -> dict[str, Any]:
             f"{totals.left_out} test utterances ({totals.left_out_hours:.2f} h) are not in the error rate, see "
             f"{out.full_url('errors.jsonl')}"
         )
-    summary = {**asdict(totals), "errors": out.full_url("errors.jsonl"), "digest": record.digest}
+    summary = {
+        **asdict(totals),
+        "errors": out.full_url("errors.jsonl"),
+        "digest": record.digest,
+        "against": against_others(run, name, [r for r in results if isinstance(r, Recognized)]),
+    }
     run.reports.write("decode", summary, name)
     return summary
 

@@ -1,10 +1,13 @@
 """Results of recognition and their error rates."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import jiwer
+
+from mvqkd.workers.recognize.bootstrap import Bootstrap, Unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +23,11 @@ class Recognized:
     deletions: int
     insertions: int
     words: int
+
+    @property
+    def errors(self) -> int:
+        """Word errors of all three kinds."""
+        return self.substitutions + self.deletions + self.insertions
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -46,6 +54,9 @@ class Score:
     Attributes:
         wer, cer: word and character error rate (fractions, not percent).
         words: of the references.
+        substitutions, deletions, insertions: word errors; `wer` is their sum over `words`.
+        wer_low, wer_high: 95 % interval of `wer` by bootstrap; None where nothing can be drawn.
+        interval_over, interval_units: what was drawn, and how many of them there are.
         utterances, hours: that were recognized.
         left_out, left_out_hours: that were not; hours of those whose length is known.
     """
@@ -53,6 +64,13 @@ class Score:
     wer: float
     cer: float
     words: int
+    substitutions: int
+    deletions: int
+    insertions: int
+    wer_low: float | None
+    wer_high: float | None
+    interval_over: Unit
+    interval_units: int
     utterances: int
     hours: float
     left_out: int
@@ -70,16 +88,92 @@ def score(results: Sequence[Recognized | NotRecognized]) -> Score:
         raise ValueError("no utterance of the test part could be recognized; see the list of errors")
     left_out = [result for result in results if isinstance(result, NotRecognized)]
     words = sum(r.words for r in recognized)
-    errors = sum(r.substitutions + r.deletions + r.insertions for r in recognized)
+    errors = [r.errors for r in recognized]
+    bootstrap = Bootstrap({"it": errors}, [r.words for r in recognized], [r.speaker for r in recognized])
+    interval = bootstrap.interval("it")
     characters = jiwer.process_characters(
         [r.reference for r in recognized], [r.hypothesis for r in recognized]
     )
     return Score(
-        wer=errors / max(1, words),
+        wer=sum(errors) / max(1, words),
         cer=characters.cer,
         words=words,
+        substitutions=sum(r.substitutions for r in recognized),
+        deletions=sum(r.deletions for r in recognized),
+        insertions=sum(r.insertions for r in recognized),
+        wer_low=None if interval is None else interval.low,
+        wer_high=None if interval is None else interval.high,
+        interval_over=bootstrap.over,
+        interval_units=bootstrap.units,
         utterances=len(recognized),
         hours=sum(r.duration_s for r in recognized) / 3600,
         left_out=len(left_out),
         left_out_hours=sum(r.duration_s or 0.0 for r in left_out) / 3600,
     )
+
+
+class Aligned(NamedTuple):
+    """A place in an alignment: what was said, None for an insertion; what was heard, None for a deletion."""
+
+    kind: Literal["equal", "substitution", "deletion", "insertion"]
+    said: str | None
+    heard: str | None
+
+
+def align(reference: str, hypothesis: str) -> list[Aligned]:
+    """The words of both, side by side, with as few errors as can be: as many as are counted."""
+    out = jiwer.process_words(reference, hypothesis)
+    words, heard = out.references[0], out.hypotheses[0]
+    aligned: list[Aligned] = []
+    for chunk in out.alignments[0]:
+        said = words[chunk.ref_start_idx : chunk.ref_end_idx]
+        got = heard[chunk.hyp_start_idx : chunk.hyp_end_idx]
+        if chunk.type == "delete":
+            aligned += [Aligned("deletion", word, None) for word in said]
+        elif chunk.type == "insert":
+            aligned += [Aligned("insertion", None, word) for word in got]
+        else:
+            kind: Literal["equal", "substitution"] = "equal" if chunk.type == "equal" else "substitution"
+            aligned += [Aligned(kind, one, other) for one, other in zip(said, got, strict=True)]
+    return aligned
+
+
+def read_results(lines: str, *, where: str) -> list[Recognized | NotRecognized]:
+    """The results of a test part from the lines of its `errors.jsonl`, those of earlier versions too.
+
+    Args:
+        lines: one JSON object each.
+        where: the file, for messages.
+
+    Raises:
+        ValueError: a line is none of ours; names file and line.
+    """
+    return list(_results(lines, where))
+
+
+def _results(lines: str, where: str) -> Iterator[Recognized | NotRecognized]:
+    # Not `splitlines`: texts may hold other separators of lines.
+    for number, line in enumerate(lines.rstrip("\n").split("\n") if lines else [], start=1):
+        try:
+            found = json.loads(line)
+            # Lines from before lengths were kept have none.
+            duration_s = found.get("duration_s")
+            if "error" in found:
+                yield NotRecognized(cut_id=found["cut_id"], problem=found["error"], duration_s=duration_s)
+                continue
+            counts: dict[str, Any] = {
+                key: int(found[key]) for key in ("substitutions", "deletions", "insertions", "words")
+            }
+            texts: dict[str, Any] = {key: str(found[key]) for key in ("cut_id", "reference", "hypothesis")}
+            speaker = found.get("speaker")
+            yield Recognized(
+                **texts,
+                **counts,
+                duration_s=float(duration_s or 0.0),
+                speaker=None if speaker is None else str(speaker),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{where}, line {number}: not the result of an utterance ({type(error).__name__}: {error}); "
+                "`mvqkd decode` writes the file again"
+            ) from error
