@@ -1,5 +1,6 @@
 """The command line: `mvqkd plan | fit | calibrate | certify | extract | distill | decode | run RUN.yaml`,
-`mvqkd submit STAGE RUN.yaml`, `mvqkd status RUN.yaml`, `mvqkd init CORPUS TEACHER`, `mvqkd inspect TABLE`."""
+`mvqkd compare RUN.yaml...`, `mvqkd submit STAGE RUN.yaml`, `mvqkd status RUN.yaml`, `mvqkd init CORPUS TEACHER`,
+`mvqkd inspect TABLE`."""
 
 import io
 import os
@@ -12,6 +13,7 @@ import typer
 
 from mvqkd import __version__
 from mvqkd.pipeline.cli_cluster import status, submit
+from mvqkd.pipeline.cli_compare import compare
 from mvqkd.pipeline.command import AsJson, Overrides, RunFile, StudentName
 from mvqkd.pipeline.command import finish as _finish
 from mvqkd.pipeline.command import known_student as _known_student
@@ -202,6 +204,7 @@ def run(run_file: RunFile, set_: Overrides = None, as_json: AsJson = False) -> N
 
 app.command()(submit)
 app.command()(status)
+app.command()(compare)
 
 
 @app.command()

@@ -144,7 +144,9 @@ def _with_valid_pairs(students: dict[str, Any], student: dict[str, Any]) -> dict
     valid = {
         other: figures
         for other, figures in score["against"].items()
-        if all(figures["of"][key] == students.get(other, {}).get("score", {}).get(key) for key in figures["of"])
+        if all(
+            figures["of"][key] == students.get(other, {}).get("score", {}).get(key) for key in figures["of"]
+        )
     }
     return {**student, "score": {**score, "against": valid}}
 

@@ -24,14 +24,43 @@ from mvqkd.workers.distill.settings import DistillConfig
 from mvqkd.workers.recognize.score import Recognized, score
 from mvqkd.workers.section import identity_of
 
-SUBJECTS = "the old captain|a young engineer|my neighbour|the night train|her brother|the radio|every student".split("|")
-VERBS = "never mentions|has repaired|will remember|is waiting for|could not hear|wrote about|carries".split("|")
-OBJECTS = "the broken engine|a letter from home|the second harbour|nine wooden boxes|the morning news".split("|")
-ENDS = "before the rain|in the quiet street|at half past seven|with great care|again and again|for sixty days".split("|")
+SUBJECTS = [
+    "the old captain",
+    "a young engineer",
+    "my neighbour",
+    "the night train",
+    "her brother",
+    "the radio",
+    "every student",
+]
+VERBS = [
+    "never mentions",
+    "has repaired",
+    "will remember",
+    "is waiting for",
+    "could not hear",
+    "wrote about",
+    "carries",
+]
+OBJECTS = [
+    "the broken engine",
+    "a letter from home",
+    "the second harbour",
+    "nine wooden boxes",
+    "the morning news",
+]
+ENDS = [
+    "before the rain",
+    "in the quiet street",
+    "at half past seven",
+    "with great care",
+    "again and again",
+    "for sixty days",
+]
 HEARD_AS = {
     "the": "a", "a": "the", "old": "cold", "night": "light", "train": "rain", "rain": "train", "hear": "here",
-    "harbour": "harper", "letter": "latter", "boxes": "foxes", "seven": "several", "street": "straight", "wrote": "rode",
-    "nine": "mine", "sixty": "sixteen", "quiet": "quite", "half": "have", "carries": "carry", "again": "against",
+    "harbour": "harper", "letter": "latter", "boxes": "foxes", "seven": "several", "street": "straight",
+    "wrote": "rode",    "nine": "mine", "sixty": "sixteen", "quiet": "quite", "half": "have", "carries": "carry", "again": "against",
     "captain": "caption", "remember": "november", "waiting": "wading", "broken": "broke", "radio": "ratio",
 }  # fmt: skip
 
@@ -90,7 +119,9 @@ def recognized(cut_id: str, speaker: str | None, reference: str, hypothesis: str
     )
 
 
-def curve(steps: int, *, final: float, with_codes: bool, wer: float | None, every: int = 50) -> list[dict[str, Any]]:
+def curve(
+    steps: int, *, final: float, with_codes: bool, wer: float | None, every: int = 50
+) -> list[dict[str, Any]]:
     rng = np.random.default_rng(int(final * 1000))
     points: list[dict[str, Any]] = []
     for step in range(every, steps + 1, every):
@@ -109,7 +140,11 @@ def curve(steps: int, *, final: float, with_codes: bool, wer: float | None, ever
                 "utterances_per_s": 61.0 + rng.normal(0, 1.5) - (2.5 if with_codes else 0),
                 "seconds": step * 0.55,
                 "left_out": 0,
-                **({} if wer is None or step % (4 * every) else {"valid_wer": wer + 0.9 * math.exp(-6 * done)}),
+                **(
+                    {}
+                    if wer is None or step % (4 * every)
+                    else {"valid_wer": wer + 0.9 * math.exp(-6 * done)}
+                ),
             }
         )
     return points
@@ -163,7 +198,9 @@ class FakeRun:
         )
 
     def begun(self, student: str, points: Sequence[dict[str, Any]]) -> None:
-        write_json(self.run.student(student), "curve.json", {"digest": f"d-{student}", "points": list(points)})
+        write_json(
+            self.run.student(student), "curve.json", {"digest": f"d-{student}", "points": list(points)}
+        )
 
     def trained(self, student: str, points: Sequence[dict[str, Any]], *, codebooks: int = 8) -> None:
         sizes, distill = self.run.config.student_settings(student)
@@ -204,7 +241,9 @@ class FakeRun:
 def some_runs(folder: Path, said: Sequence[Said]) -> list[FakeRun]:
     """A run with three students that are done, and one with a student that is done and two that are not."""
     none = {"distill": {"loss_scale": 0.0}}
-    first = FakeRun(folder, "read-speech", {"baseline": none, "mvq8": {}, "mvq4": {"distill": {"codebooks": 4}}})
+    first = FakeRun(
+        folder, "read-speech", {"baseline": none, "mvq8": {}, "mvq4": {"distill": {"codebooks": 4}}}
+    )
     first.extracted()
     rates = {"baseline": 0.2, "mvq8": 0.11, "mvq4": 0.12}
     for number, (student, rate) in enumerate(rates.items()):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["s3_server", "run_fixtures", "ray_head"]
+pytest_plugins = ["s3_server", "run_fixtures", "ray_head", "browser"]
 
 # No test goes to the network, not even to be told that there is none.
 os.environ["HF_HUB_OFFLINE"] = "1"

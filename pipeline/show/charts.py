@@ -3,14 +3,14 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-WIDTH, HEIGHT = 560, 250
+WIDTH, WIDTH_OF_THREE, HEIGHT = 560, 400, 250
 LEFT, RIGHT, TOP, BOTTOM = 52, 24, 12, 34
 LOG_FROM = 20.0
 """Values that differ by more than this factor stand on a logarithmic axis."""
 COLORS = 8
-_TICKS = 5
+_TICKS, _MOST_TICKS = 5, 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,7 @@ class Chart:
 
     title: str
     unit: str
+    width: int
     is_log: bool
     is_percent: bool
     lines: list[Line]
@@ -69,12 +70,17 @@ def line_charts(systems: Sequence[Mapping[str, Any]], styles: Mapping[str, str])
     Keys of a point that are not known are left alone; a chart without two points of any system is left out.
     """
     heads = dict.fromkeys(name for system in systems for point in system["curve"] for name in heads_of(point))
-    charts = [
-        _chart("Recognition loss", "nats per utterance", systems, styles, "transducer_loss"),
-        *(_chart(f"Loss of the head “{name}”", "per target", systems, styles, name, head=True) for name in heads),
-        _chart("WER on held-out speech", "while training", systems, styles, "valid_wer", is_percent=True),
+    plots = [
+        _Plot("Recognition loss", "nats per utterance", _curves(systems, styles, "transducer_loss")),
+        *(
+            _Plot(f"Loss of the head “{name}”", "per target", _curves(systems, styles, name, of_head=True))
+            for name in heads
+        ),
+        _Plot("WER on held-out speech", "", _curves(systems, styles, "valid_wer"), is_percent=True),
     ]
-    return [chart for chart in charts if chart is not None]
+    plots = [plot for plot in plots if plot.curves]
+    width = WIDTH_OF_THREE if len(plots) % 3 == 0 else WIDTH
+    return [_drawn(plot, width) for plot in plots]
 
 
 def heads_of(point: Mapping[str, Any]) -> dict[str, float]:
@@ -86,40 +92,46 @@ def heads_of(point: Mapping[str, Any]) -> dict[str, float]:
     return {} if codebook is None else {"codebook": codebook}
 
 
-def _chart(
-    title: str,
-    unit: str,
-    systems: Sequence[Mapping[str, Any]],
-    styles: Mapping[str, str],
-    key: str,
-    *,
-    head: bool = False,
-    is_percent: bool = False,
-) -> Chart | None:
-    curves: list[tuple[str, str, list[tuple[float, float]]]] = []
+_Curve = tuple[str, str, list[tuple[float, float]]]
+"""Label, style, (step, value)."""
+
+
+class _Plot(NamedTuple):
+    title: str
+    unit: str
+    curves: list[_Curve]
+    is_percent: bool = False
+
+
+def _curves(
+    systems: Sequence[Mapping[str, Any]], styles: Mapping[str, str], key: str, *, of_head: bool = False
+) -> list[_Curve]:
+    curves: list[_Curve] = []
     for system in systems:
         name, style, points = system["name"], styles[system["name"]], system["curve"]
-        curves.append((name, style, _series([(p, (heads_of(p) if head else p).get(key)) for p in points])))
-        held_out = [(p, _held_out(p, key)) for p in points]
-        curves.append((f"{name}, held-out speech", f"{style} held", _series(held_out)))
-    curves = [curve for curve in curves if len(curve[2]) > 1]
-    if not curves:
-        return None
-    values = [y for *_, points in curves for _, y in points]
-    is_log = min(values) > 0 and max(values) > LOG_FROM * min(values)
-    ticks = log_ticks(min(values), max(values)) if is_log else ticks_of(0 if is_percent else min(values), max(values))
-    last = max(x for *_, points in curves for x, _ in points)
-    x_ticks = ticks_of(0, last)
-    x_scale = Scale(0, max(last, x_ticks[-1] if x_ticks[-1] <= 1.02 * last else last), LEFT, WIDTH - RIGHT)
-    y_scale = Scale(min(*values, ticks[0]), max(*values, ticks[-1]), HEIGHT - BOTTOM, TOP, is_log)
+        curves.append((name, style, _series([(p, (heads_of(p) if of_head else p).get(key)) for p in points])))
+        held_out = _series([(p, _held_out(p, key)) for p in points])
+        curves.append((f"{name}, held-out speech", f"{style} held", held_out))
+    return [curve for curve in curves if len(curve[2]) > 1]
+
+
+def _drawn(plot: _Plot, width: int) -> Chart:
+    values = [value for *_, points in plot.curves for _, value in points]
+    low, high = min(values), max(values)
+    is_log = low > 0 and high > LOG_FROM * low and not plot.is_percent
+    ticks = log_ticks(low, high) if is_log else ticks_of(0 if plot.is_percent else low, high)
+    last = max(step for *_, points in plot.curves for step, _ in points)
+    x = Scale(0, last, LEFT, width - RIGHT)
+    y = Scale(min(low, ticks[0]), max(high, ticks[-1]), HEIGHT - BOTTOM, TOP, is_log)
     return Chart(
-        title=title,
-        unit=unit,
+        title=plot.title,
+        unit=plot.unit,
+        width=width,
         is_log=is_log,
-        is_percent=is_percent,
-        lines=[_line(name, style, points, x_scale, y_scale) for name, style, points in curves],
-        x_ticks=[(x_scale(tick), f"{tick:,.0f}") for tick in x_ticks if tick <= x_scale.high],
-        y_ticks=[(y_scale(tick), f"{tick:.0%}" if is_percent else f"{tick:g}") for tick in ticks],
+        is_percent=plot.is_percent,
+        lines=[_line(name, style, points, x, y) for name, style, points in plot.curves],
+        x_ticks=[(x(tick), f"{tick:,.0f}") for tick in ticks_of(0, last) if tick <= last],
+        y_ticks=[(y(tick), f"{tick:.0%}" if plot.is_percent else f"{tick:g}") for tick in ticks],
     )
 
 
@@ -145,7 +157,7 @@ def _line(name: str, style: str, points: Sequence[tuple[float, float]], x: Scale
 
 
 def ticks_of(low: float, high: float) -> list[float]:
-    """Some round values from at most `low` to at least... as near to `high` as they come."""
+    """Some round values, the first at most `low` and the last at least `high`."""
     if not high > low:
         return [low]
     rough = (high - low) / _TICKS
@@ -159,11 +171,14 @@ def ticks_of(low: float, high: float) -> list[float]:
 def log_ticks(low: float, high: float) -> list[float]:
     """1, 2 and 5 times powers of ten around the values; powers alone where these would be many."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    factors = (1, 2, 5) if len(powers) <= 3 else (1,)
-    ticks = [factor * 10.0**power for power in powers for factor in factors]
-    below = [tick for tick in ticks if tick <= low]
-    above = [tick for tick in ticks if tick >= high]
-    return [tick for tick in ticks if below[-1] <= tick <= above[0]] if below and above else ticks
+    for factors in ((1, 2, 5), (1,)):
+        ticks = [round(factor * 10.0**power, 12) for power in powers for factor in factors]
+        first = max(tick for tick in ticks if tick <= low)
+        last = min(tick for tick in ticks if tick >= high)
+        ticks = [tick for tick in ticks if first <= tick <= last]
+        if len(ticks) <= _MOST_TICKS:
+            break
+    return ticks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +197,9 @@ def whiskers(scores: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Whisker
     """Where the intervals of systems stand, and the ticks of their axis, which begins at 0."""
     if not scores:
         return {}, []
-    highest = max(score["wer"] if score["wer_high"] is None else score["wer_high"] for score in scores.values())
+    highest = max(
+        score["wer"] if score["wer_high"] is None else score["wer_high"] for score in scores.values()
+    )
     ticks = ticks_of(0, max(highest, 1e-3))
     scale = Scale(0, ticks[-1], 8, WHISKER_WIDTH - 14)
     places = {

@@ -14,13 +14,13 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from mvqkd.pipeline.show.charts import HEIGHT, WHISKER_WIDTH, WIDTH, line_charts, style_of, whiskers
+from mvqkd.pipeline.show.charts import HEIGHT, LEFT, WHISKER_WIDTH, line_charts, style_of, whiskers
 from mvqkd.pipeline.show.run_table import show_bytes
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_SPEAKERS = 500
 """Rows of the table of speakers on the page; the JSON file has all."""
-DASH = "–"
+DASH = "\N{EN DASH}"
 _HEAT = (0.05, 0.1, 0.2, 0.35, 0.6)
 """Error rates from which a cell of the table of speakers is darker."""
 
@@ -32,7 +32,11 @@ def render(comparison: Mapping[str, Any]) -> str:
         comparison: fields of `Comparison`, or the same out of its JSON file.
     """
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {
         "percent": percent,
@@ -54,8 +58,8 @@ def render(comparison: Mapping[str, Any]) -> str:
     return environment.get_template("compare.html.j2").render(
         it=comparison,
         # Ours, and the same on every page: nothing of them is a user's.
-        style=Markup(style),  # noqa: S704
-        script=Markup(script),  # noqa: S704
+        style=Markup(style),
+        script=Markup(script),
         script_hash=_hash(script),
         style_hash=_hash(style),
         scores=scores,
@@ -65,7 +69,7 @@ def render(comparison: Mapping[str, Any]) -> str:
         whisker_width=WHISKER_WIDTH,
         pairs={(pair["system"], pair["other"]): pair for pair in comparison["pairs"]},
         charts=line_charts(systems, styles),
-        width=WIDTH,
+        left=LEFT,
         height=HEIGHT,
         tiles=_tiles(comparison, scores),
         several_runs=len({system["run"] for system in systems}) > 1,
@@ -82,7 +86,8 @@ def _hash(text: str) -> str:
 def _styles(names: Sequence[str], reference: str | None) -> dict[str, str]:
     others = [name for name in names if name != reference]
     return {
-        name: style_of(0 if name == reference else others.index(name), is_reference=name == reference) for name in names
+        name: style_of(0 if name == reference else others.index(name), is_reference=name == reference)
+        for name in names
     }
 
 
@@ -96,22 +101,34 @@ def _tiles(comparison: Mapping[str, Any], scores: Mapping[str, Mapping[str, Any]
     pair = next((p for p in comparison["pairs"] if (p["system"], p["other"]) == (best, reference)), None)
     if pair is not None and pair.get("relative_reduction") is not None:
         tiles.append(
-            {"label": "Fewer word errors", "value": percent(pair["relative_reduction"], 1), "of": f"than {reference}"}
+            {
+                "label": "Fewer word errors",
+                "value": percent(pair["relative_reduction"], 1),
+                "of": f"than {reference}",
+            }
         )
     table = next((t for t in comparison["tables"] if best in t["systems"] and t["bytes_per_hour"]), None)
     if table is not None:
-        less = f"{table['times_smaller']:,.0f} times less than float32" if table["times_smaller"] else "of audio"
-        tiles.append({"label": "Targets of an hour", "value": show_bytes(table["bytes_per_hour"]), "of": less})
+        less = (
+            f"{table['times_smaller']:,.0f} times less than float32" if table["times_smaller"] else "of audio"
+        )
+        tiles.append(
+            {"label": "Targets of an hour", "value": show_bytes(table["bytes_per_hour"]), "of": less}
+        )
     hours = "" if score.get("hours") is None else f", {score['hours']:.2f} h"
     tiles.append(
-        {"label": "Test part", "value": f"{count(score['words'])} words", "of": f"{count(score['utterances'])} utterances{hours}"}
+        {
+            "label": "Test part",
+            "value": f"{count(score['words'])} words",
+            "of": f"{count(score['utterances'])} utterances{hours}",
+        }
     )
     return tiles
 
 
 def percent(value: float | None, digits: int = 2) -> str:
     """A fraction in percent, with a true minus sign."""
-    return DASH if value is None else f"{value:.{digits}%}".replace("-", "−")
+    return DASH if value is None else f"{value:.{digits}%}".replace("-", "\N{MINUS SIGN}")
 
 
 def count(value: float | None, digits: int = 0) -> str:
@@ -161,7 +178,9 @@ def draws(better: float) -> str:
 def prose(text: str) -> Markup:
     """Text with its commands, which stand between backquotes, as code."""
     parts = [escape(part) for part in text.split("`")]
-    return Markup("").join(Markup("<code>{}</code>").format(part) if at % 2 else part for at, part in enumerate(parts))
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if at % 2 else part for at, part in enumerate(parts)
+    )
 
 
 def setting(value: Any) -> str:

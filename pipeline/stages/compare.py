@@ -104,7 +104,8 @@ def _systems(
     runs: Sequence[Run], reports: Sequence[Mapping[str, Any]], students: Sequence[str]
 ) -> list[System]:
     chosen = [
-        [student for student in run.config.student_names() if not students or student in students] for run in runs
+        [student for student in run.config.student_names() if not students or student in students]
+        for run in runs
     ]
     count = Counter(student for each in chosen for student in each)
     is_unique = max(count.values(), default=0) == 1
@@ -148,9 +149,7 @@ def _reference(systems: Sequence[System], wanted: str | None) -> System | None:
 def _pairs(decoded: Sequence[System]) -> list[dict[str, Any]]:
     """Every system against every other one. Systems that recognized the same utterances share their draws."""
     draws: dict[tuple[tuple[str, str], ...], Bootstrap] = {}
-    by_key = {
-        system.name: {(r.cut_id, r.reference): r for r in system.recognized} for system in decoded
-    }
+    by_key = {system.name: {(r.cut_id, r.reference): r for r in system.recognized} for system in decoded}
     pairs = []
     for one, other in itertools.permutations(decoded, 2):
         common = tuple(sorted(by_key[one.name].keys() & by_key[other.name].keys()))
@@ -167,7 +166,9 @@ def _pairs(decoded: Sequence[System]) -> list[dict[str, Any]]:
 def _bootstrap(by_key: Mapping[str, Mapping[Any, Any]], common: Sequence[Any]) -> "Bootstrap":
     from mvqkd.workers.recognize.bootstrap import Bootstrap
 
-    have = {name: [found[key] for key in common] for name, found in by_key.items() if set(common) <= found.keys()}
+    have = {
+        name: [found[key] for key in common] for name, found in by_key.items() if set(common) <= found.keys()
+    }
     results = next(iter(have.values()))
     return Bootstrap(
         {name: [r.errors for r in each] for name, each in have.items()},
@@ -192,12 +193,16 @@ def _tables(
     """Tables of targets, each once, with the systems of its run that learned from targets."""
     rows: dict[str, dict[str, Any]] = {}
     for run, report in zip(runs, reports, strict=True):
-        users = [s.name for s in systems if s.has_targets and s.url.startswith(run.root.url.rstrip("/") + "/")]
+        users = [
+            s.name for s in systems if s.has_targets and s.url.startswith(run.root.url.rstrip("/") + "/")
+        ]
         for each in (run, *run.more_tables()):
             of = report if each is run else each.reports.whole()
             figures = of.get("extract", {}).get("table") or _inspected(each)
             if figures:
-                row = rows.setdefault(each.table.url, {"url": each.table.url, **_storage(figures), "systems": []})
+                row = rows.setdefault(
+                    each.table.url, {"url": each.table.url, **_storage(figures), "systems": []}
+                )
                 row["systems"] += users
     return list(rows.values())
 
@@ -239,7 +244,9 @@ def _notes(decoded: Sequence[System]) -> list[str]:
     for system in decoded:
         score = system.score or {}
         if score.get("left_out"):
-            notes.append(f"{system.name}: {score['left_out']} utterances of the test part are not in its error rate.")
+            notes.append(
+                f"{system.name}: {score['left_out']} utterances of the test part are not in its error rate."
+            )
     scores = [system.score for system in decoded if system.score is not None]
     if any(s["interval_over"] == "speakers" and s["interval_units"] < FEW_SPEAKERS for s in scores):
         notes.append(

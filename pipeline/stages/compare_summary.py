@@ -26,17 +26,17 @@ def summary(
         return ["No system has been decoded yet", *_incomplete(systems)]
     by_name = {(pair["system"], pair["other"]): pair for pair in pairs}
     pair = by_name.get((best.name, reference.name))
-    sentences = [_headline(best, reference, pair), _rates(best, reference)]
+    is_alone = sum(system.score is not None for system in systems) == 1
+    sentences = [_headline(best, reference, pair, is_alone=is_alone), _rates(best, reference)]
     if pair is not None:
         sentences += _how_sure(pair)
-    sentences += _alike(best, systems, by_name)
-    sentences += _storage(best, tables)
+    sentences += [*_storage(best, tables), *_alike(best, systems, by_name)]
     return [*sentences, *_incomplete(systems)]
 
 
-def _headline(best: System, reference: System, pair: Mapping[str, Any] | None) -> str:
+def _headline(best: System, reference: System, pair: Mapping[str, Any] | None, *, is_alone: bool) -> str:
     if best is reference:
-        others = "; no other system makes fewer errors" if reference.score else ""
+        others = "" if is_alone else "; no other system makes fewer errors"
         return f"{best.name} has a word error rate of {best.wer:.2%}{others}"
     reduction = None if pair is None else pair.get("relative_reduction")
     if pair is None or reduction is None:
@@ -83,7 +83,7 @@ def _alike(
 def _storage(best: System, tables: Sequence[Mapping[str, Any]]) -> list[str]:
     for table in tables:
         if best.name in table["systems"] and table["bytes_per_hour"]:
-            size = f"Its targets take {show_bytes(table['bytes_per_hour'])} per hour of audio"
+            size = f"The targets of {best.name} take {show_bytes(table['bytes_per_hour'])} per hour of audio"
             less = table["times_smaller"]
             return [f"{size}, {less:,.0f} times less than float32 embeddings." if less else f"{size}."]
     return []
@@ -93,7 +93,7 @@ def _incomplete(systems: Sequence[System]) -> list[str]:
     names = [system.name for system in systems if system.state != "decoded"]
     if not names:
         return []
-    return [f"{_and(names)} {'is' if len(names) == 1 else 'are'} not complete, and shown as far as known."]
+    return [f"Not complete, and shown as far as known: {_and(names)}."]
 
 
 def _and(names: Sequence[str]) -> str:

@@ -79,13 +79,14 @@ def read_system(run: Run, student: str, *, name: str, report: Mapping[str, Any])
     record = _record(run, student, notes)
     points = known.get("curve") or _curve_so_far(run, student)
     state: State = "trained" if "steps" in known else "begun" if points else "not trained"
-    score, recognized = None, ()
+    score: dict[str, Any] | None = None
+    recognized: tuple[Recognized, ...] = ()
     if state == "begun":
-        notes.append(f"its training has not ended: {_command('distill', student)} goes on")
+        notes.append(f"its training has not ended; {_command('distill', student)} goes on with it")
     elif state == "not trained":
-        notes.append(f"not trained yet: {_command('distill', student)} does it")
+        notes.append(f"{_command('distill', student)} trains it")
     elif "score" not in known:
-        notes.append(f"not decoded since it was trained: {_command('decode', student)} does it")
+        notes.append(f"not decoded since it was trained; {_command('decode', student)} does it")
     else:
         try:
             results, left_out = read_errors(run, student, known["score"])
@@ -223,7 +224,11 @@ def _settings(run: Run, student: str, record: StudentRecord | None, notes: list[
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+        flat |= (
+            _flat(value, f"{prefix}{key}.")
+            if isinstance(value, dict) and value
+            else {f"{prefix}{key}": value}
+        )
     return flat
 
 

@@ -57,7 +57,9 @@ def test_errors_that_go_with_the_speaker_make_the_interval_wider() -> None:
     wide, narrow = over_speakers.interval("a"), over_utterances.interval("a")
     assert wide is not None and narrow is not None
     # Standard errors are 0.25 / sqrt(units).
-    assert wide.high - wide.low == pytest.approx(2 * 1.96 * 0.25 / math.sqrt(20), rel=0.12)  # in steps of 0.025
+    assert wide.high - wide.low == pytest.approx(
+        2 * 1.96 * 0.25 / math.sqrt(20), rel=0.12
+    )  # in steps of 0.025
     assert narrow.high - narrow.low == pytest.approx(2 * 1.96 * 0.25 / math.sqrt(400), rel=0.08)
 
 

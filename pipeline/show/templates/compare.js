@@ -43,8 +43,6 @@
     more.addEventListener("click", () => { most += AT_ONCE; show(); });
     $("tools").addEventListener("submit", (event) => event.preventDefault());
     $("tools").hidden = false;
-    addEventListener("beforeprint", () => { for (const each of all) each.element.hidden = false; });
-    addEventListener("afterprint", show);
     show();
   }
 
