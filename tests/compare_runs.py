@@ -60,7 +60,8 @@ ENDS = [
 HEARD_AS = {
     "the": "a", "a": "the", "old": "cold", "night": "light", "train": "rain", "rain": "train", "hear": "here",
     "harbour": "harper", "letter": "latter", "boxes": "foxes", "seven": "several", "street": "straight",
-    "wrote": "rode",    "nine": "mine", "sixty": "sixteen", "quiet": "quite", "half": "have", "carries": "carry", "again": "against",
+    "wrote": "rode", "nine": "mine", "sixty": "sixteen", "quiet": "quite", "half": "have", "carries": "carry",
+    "again": "against",
     "captain": "caption", "remember": "november", "waiting": "wading", "broken": "broke", "radio": "ratio",
 }  # fmt: skip
 
