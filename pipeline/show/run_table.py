@@ -63,9 +63,9 @@ def _size_rows(table: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _reduction_rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Every student against the first one: the reduction of a run with two, and its intervals."""
+    """Every student against `baseline`, or the first one: the reduction of a run with two, and its intervals."""
     students = report.get("students", {})
-    first = next(iter(students), None)
+    first = "baseline" if "baseline" in students else next(iter(students), None)
     reduction = report.get("relative_wer_reduction")
     if reduction is not None:
         yield "Relative reduction", f"{reduction:.1%}{show_interval(_pair(students, 'mvqkd', 'baseline'))}"
