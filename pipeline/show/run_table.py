@@ -124,6 +124,11 @@ def _score(score: dict[str, Any]) -> str:
     return f"{score['wer']:.2%}{interval} of {score['words']} words{kinds} (CER {score['cer']:.2%}), {of}{left_out}"
 
 
+def show_times(times: float) -> str:
+    """How many times as much."""
+    return f"{times:,.{0 if times > 9 else 1}f}"
+
+
 def show_bytes(count: float) -> str:
     """A number of bytes for people."""
     for unit in ("B", "kB", "MB", "GB", "TB"):

@@ -153,6 +153,12 @@ def test_points_of_other_versions_are_drawn_as_far_as_they_are_known() -> None:
     ]
 
 
+def test_figures_of_an_epoch_are_drawn_once_and_a_loss_that_is_not_there_never() -> None:
+    points = [{"step": s, "transducer_loss": 0.0, "valid_wer": 0.4 if s < 4 else 0.3} for s in range(1, 6)]
+    (chart,) = line_charts([{"name": "a", "curve": points}], {"a": "c0"})
+    assert chart.is_percent and [(p[2], p[3]) for p in chart.lines[0].points] == [(1, 0.4), (4, 0.3)]
+
+
 def test_a_curve_stands_where_its_values_are() -> None:
     points = [
         {"step": step, "transducer_loss": loss} for step, loss in ((100, 1000.0), (200, 10.0), (400, 1.0))
