@@ -12,7 +12,7 @@ from mvqkd.pipeline.stages.scored import read_errors
 from mvqkd.storage.artifacts import read_json
 from mvqkd.storage.errors import ArtifactError, ObjectMissingError
 from mvqkd.workers.distill.student_record import StudentRecord, load_record
-from mvqkd.workers.section import identity_of
+from mvqkd.workers.section import Section, identity_of, speed_only_keys
 
 if TYPE_CHECKING:
     from mvqkd.workers.recognize.score import NotRecognized, Recognized
@@ -223,15 +223,23 @@ def _settings(run: Run, student: str, record: StudentRecord | None, notes: list[
     sizes, distill = run.config.student_settings(student)
     own = _flat({"student": identity_of(sizes), "distill": identity_of(distill)})
     if record is not None:
-        trained = _flat({"student": record.student, "distill": record.distill})
-        with suppress(TypeError, ValueError):  # trained by a version with other settings
-            # Settings that did not exist when it was trained had their defaults.
-            sizes, distill = type(sizes)(**record.student), type(distill)(**record.distill)
-            trained = _flat({"student": identity_of(sizes), "distill": identity_of(distill)})
+        trained = _flat(
+            {"student": _complete(sizes, record.student), "distill": _complete(distill, record.distill)}
+        )
         if changed := _changed(trained, own):
             notes.append(f"the run file has changed since it was trained: {changed}")
         own = trained
     return own | _flat({section: identity_of(getattr(run.config, section)) for section in _OF_RUN})
+
+
+def _complete(now: Any, recorded: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a section of the record decides; settings that did not exist when it was written had their defaults."""
+    try:
+        return identity_of(type(now)(**recorded))
+    except (TypeError, ValueError):
+        # By a version with other settings, perhaps a later one.
+        speed_only = speed_only_keys(type(now)) if isinstance(now, Section) else set()
+        return {key: value for key, value in recorded.items() if key not in speed_only}
 
 
 def _changed(trained: Mapping[str, Any], now: Mapping[str, Any]) -> str:

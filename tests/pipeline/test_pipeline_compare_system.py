@@ -30,6 +30,20 @@ def test_a_run_file_that_has_changed_since_is_told(tmp_path: Path) -> None:
     assert "the run file has changed since it was trained: distill.epochs 30, now 7" in system["note"]
 
 
+def test_a_student_of_a_later_version_is_shown_with_what_it_says(tmp_path: Path) -> None:
+    fake = two_students(tmp_path)
+    path = tmp_path / "two/students/mvqkd/student.json"
+    record = json.loads(path.read_text())
+    record["student"]["of_tomorrow"] = 3
+    record["distill"] |= {"also_new": "x", "cache_mb": 5}
+    path.write_text(json.dumps(record))
+    found = compare_runs([fake.run])
+    assert found.systems[1]["state"] == "decoded"
+    assert "student.of_tomorrow 3, now None" in found.systems[1]["note"]
+    assert "cache_mb" not in found.systems[1]["note"]
+    assert {"student.of_tomorrow", "distill.also_new"} <= {row["key"] for row in found.settings}
+
+
 def test_errors_of_another_decoding_are_not_mixed_with_a_report(tmp_path: Path) -> None:
     fake = two_students(tmp_path)
     lines = (tmp_path / "two/students/mvqkd/errors.jsonl").read_text().splitlines()
