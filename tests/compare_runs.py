@@ -60,10 +60,13 @@ ENDS = [
 HEARD_AS = {
     "the": "a", "a": "the", "old": "cold", "night": "light", "train": "rain", "rain": "train", "hear": "here",
     "harbour": "harper", "letter": "latter", "boxes": "foxes", "seven": "several", "street": "straight",
-    "wrote": "rode",
-    "nine": "mine", "sixty": "sixteen", "quiet": "quite", "half": "have", "carries": "carry", "again": "against",
+    "wrote": "rode", "nine": "mine", "sixty": "sixteen", "quiet": "quite", "half": "have", "carries": "carry",
+    "again": "against",
     "captain": "caption", "remember": "november", "waiting": "wading", "broken": "broke", "radio": "ratio",
 }  # fmt: skip
+
+NONE = {"distill": {"loss_scale": 0.0}}
+"""What makes a student one without codes."""
 
 Said = tuple[str, str | None, str]
 """Cut id, speaker, words."""
@@ -239,11 +242,20 @@ class FakeRun:
         self.run.reports.write("decode", content, student)
 
 
+def two_students(folder: Path, name: str = "two") -> FakeRun:
+    """Decoded, the second one with fewer errors."""
+    said = sentences(speakers=12, each=5)
+    fake = FakeRun(folder, name, {"baseline": NONE, "mvqkd": {}})
+    for student, rate in (("baseline", 0.25), ("mvqkd", 0.08)):
+        fake.trained(student, curve(200, final=3.0, with_codes=student == "mvqkd", wer=None))
+        fake.decoded(student, misheard(said, rate, seed=3))
+    return fake
+
+
 def some_runs(folder: Path, said: Sequence[Said]) -> list[FakeRun]:
     """A run with three students that are done, and one with a student that is done and two that are not."""
-    none = {"distill": {"loss_scale": 0.0}}
     first = FakeRun(
-        folder, "read-speech", {"baseline": none, "mvq8": {}, "mvq4": {"distill": {"codebooks": 4}}}
+        folder, "read-speech", {"baseline": NONE, "mvq8": {}, "mvq4": {"distill": {"codebooks": 4}}}
     )
     first.extracted()
     rates = {"baseline": 0.2, "mvq8": 0.11, "mvq4": 0.12}

@@ -109,7 +109,11 @@ def _curves(
     curves: list[_Curve] = []
     for system in systems:
         name, style, points = system["name"], styles[system["name"]], system["curve"]
-        curves.append((name, style, _series([(p, (heads_of(p) if of_head else p).get(key)) for p in points])))
+        own = _series([(p, (heads_of(p) if of_head else p).get(key)) for p in points])
+        if any(
+            value for _, value in own
+        ):  # a training on codes alone has no loss of its own, which is written as 0
+            curves.append((name, style, _changes(own) if key == "valid_wer" else own))
         held_out = _series([(p, _held_out(p, key)) for p in points])
         curves.append((f"{name}, held-out speech", f"{style} held", held_out))
     return [curve for curve in curves if len(curve[2]) > 1]
@@ -148,6 +152,11 @@ def _series(points: Sequence[tuple[Mapping[str, Any], Any]]) -> list[tuple[float
         for point, value in points
         if isinstance(value, int | float) and math.isfinite(value) and "step" in point
     ]
+
+
+def _changes(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Without those in a row that repeat a value: figures of an epoch stand in every point of the next one."""
+    return [point for at, point in enumerate(points) if at == 0 or point[1] != points[at - 1][1]]
 
 
 def _line(name: str, style: str, points: Sequence[tuple[float, float]], x: Scale, y: Scale) -> Line:

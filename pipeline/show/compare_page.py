@@ -15,12 +15,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from mvqkd.pipeline.show.charts import HEIGHT, LEFT, WHISKER_WIDTH, line_charts, style_of, whiskers
-from mvqkd.pipeline.show.run_table import show_bytes
+from mvqkd.pipeline.show.run_table import show_bytes, show_times
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_SPEAKERS = 500
 """Rows of the table of speakers on the page; the JSON file has all."""
-DASH = "–"
+DASH = "\N{EN DASH}"
 _HEAT = (0.05, 0.1, 0.2, 0.35, 0.6)
 """Error rates from which a cell of the table of speakers is darker."""
 
@@ -42,6 +42,7 @@ def render(comparison: Mapping[str, Any]) -> str:
         "percent": percent,
         "count": count,
         "size": lambda value: DASH if value is None else show_bytes(value),
+        "times": show_times,
         "duration": duration,
         "change": change,
         "between": between,
@@ -110,7 +111,9 @@ def _tiles(comparison: Mapping[str, Any], scores: Mapping[str, Mapping[str, Any]
     table = next((t for t in comparison["tables"] if best in t["systems"] and t["bytes_per_hour"]), None)
     if table is not None:
         less = (
-            f"{table['times_smaller']:,.0f} times less than float32" if table["times_smaller"] else "of audio"
+            f"{show_times(table['times_smaller'])} times less than float32"
+            if table["times_smaller"]
+            else "of audio"
         )
         tiles.append(
             {"label": "Targets of an hour", "value": show_bytes(table["bytes_per_hour"]), "of": less}
@@ -128,7 +131,7 @@ def _tiles(comparison: Mapping[str, Any], scores: Mapping[str, Mapping[str, Any]
 
 def percent(value: float | None, digits: int = 2) -> str:
     """A fraction in percent, with a true minus sign."""
-    return DASH if value is None else f"{value:.{digits}%}".replace("-", "−")
+    return DASH if value is None else f"{value:.{digits}%}".replace("-", "\N{MINUS SIGN}")
 
 
 def count(value: float | None, digits: int = 0) -> str:

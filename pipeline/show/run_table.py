@@ -70,19 +70,41 @@ def _size_rows(table: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _reduction_rows(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Every student against the first one: the reduction of a run with two, and its intervals."""
+    """Every student against `baseline`, or the first one: the reduction of a run with two, and its intervals."""
     students = report.get("students", {})
-    first = next(iter(students), None)
+    first = "baseline" if "baseline" in students else next(iter(students), None)
     reduction = report.get("relative_wer_reduction")
-    known = students.get("mvqkd", {}).get("score", {}).get("against", {}).get("baseline")
     if reduction is not None:
-        yield "Relative reduction", f"{reduction:.1%}{show_interval(known)}"
-    for name, student in students.items():
-        figures = student.get("score", {}).get("against", {}).get(first)
+        yield "Relative reduction", f"{reduction:.1%}{show_interval(_pair(students, 'mvqkd', 'baseline'))}"
+    for name in students:
+        figures = _pair(students, name, first)
         if figures is None or figures["relative_reduction"] is None:
             continue
         if reduction is None or name != "mvqkd" or first != "baseline":
             yield f"{name} against {first}", f"{figures['relative_reduction']:.1%}{show_interval(figures)}"
+
+
+def _pair(students: dict[str, Any], name: str, other: str | None) -> dict[str, Any] | None:
+    """One student against another, from the report of the one that was decoded last."""
+    against = students[name].get("score", {}).get("against", {})
+    if other in against:
+        direct: dict[str, Any] = against[other]
+        return direct
+    back = students.get(other or "", {}).get("score", {}).get("against", {}).get(name)
+    if back is None:
+        return None
+    return {
+        **back,
+        "relative_reduction": _turned(back["relative_reduction"]),
+        "relative_low": _turned(back["relative_high"]),
+        "relative_high": _turned(back["relative_low"]),
+        "better": None if back["better"] is None else 1 - back["better"],
+    }
+
+
+def _turned(reduction: float | None) -> float | None:
+    """From 1 - a/b to 1 - b/a."""
+    return None if reduction is None or reduction >= 1 else 1 - 1 / (1 - reduction)
 
 
 def show_interval(figures: dict[str, Any] | None) -> str:
@@ -107,6 +129,11 @@ def _score(score: dict[str, Any]) -> str:
         kinds = ", ".join(f"{score[kind]} {kind}" for kind in ("insertions", "deletions", "substitutions"))
         kinds = f"; {kinds}"
     return f"{score['wer']:.2%}{interval} of {score['words']} words{kinds} (CER {score['cer']:.2%}), {of}{left_out}"
+
+
+def show_times(times: float) -> str:
+    """How many times as much."""
+    return f"{times:,.{0 if times > 9 else 1}f}"
 
 
 def show_bytes(count: float) -> str:

@@ -14,6 +14,7 @@ from mvqkd.pipeline.stages.compare_summary import summary
 from mvqkd.pipeline.stages.compare_system import System, read_system
 from mvqkd.pipeline.stages.compare_words import table_of_speakers, worst_utterances
 from mvqkd.storage.errors import ArtifactError, ContractError, TableError
+from mvqkd.storage.location import Location, open_location
 
 if TYPE_CHECKING:
     from mvqkd.workers.recognize.bootstrap import Bootstrap
@@ -190,37 +191,49 @@ def _differing(systems: Sequence[System]) -> list[dict[str, Any]]:
 def _tables(
     runs: Sequence[Run], reports: Sequence[Mapping[str, Any]], systems: Sequence[System]
 ) -> list[dict[str, Any]]:
-    """Tables of targets, each once, with the systems of its run that learned from targets."""
+    """Tables of targets, each once, with the systems that learned from them."""
     rows: dict[str, dict[str, Any]] = {}
+
+    def use(location: Location, figures: Mapping[str, Any] | None, users: Sequence[str]) -> None:
+        if location.url not in rows:
+            figures = figures or _inspected(location)
+            if figures is None:
+                return  # no table yet; that is told of its students
+            rows[location.url] = {"url": location.url, **_storage(figures), "systems": []}
+        rows[location.url]["systems"] += [user for user in users if user not in rows[location.url]["systems"]]
+
     for run, report in zip(runs, reports, strict=True):
-        users = [
-            s.name for s in systems if s.has_targets and s.url.startswith(run.root.url.rstrip("/") + "/")
-        ]
-        for each in (run, *run.more_tables()):
-            of = report if each is run else each.reports.whole()
-            figures = of.get("extract", {}).get("table") or _inspected(each)
-            if figures:
-                row = rows.setdefault(
-                    each.table.url, {"url": each.table.url, **_storage(figures), "systems": []}
-                )
-                row["systems"] += users
+        mine = [s for s in systems if s.url.startswith(f"{run.root.url.rstrip('/')}/students/")]
+        own = [system.name for system in mine if system.settings.get("distill.loss_scale")]
+        use(run.table, report.get("extract", {}).get("table"), own)
+        for more in run.more_tables():
+            use(more.table, more.reports.whole().get("extract", {}).get("table"), [])
+        for system in mine:
+            for key, path in system.settings.items():
+                if key.startswith("distill.targets.") and key.endswith(".table") and path is not None:
+                    use(open_location(path, options=run.config.storage.options), None, [system.name])
     return list(rows.values())
 
 
-def _inspected(run: Run) -> dict[str, Any] | None:
-    """Figures of a table that another run extracted."""
+def _inspected(location: Location) -> dict[str, Any] | None:
+    """Figures of a table that no run here has extracted."""
     from mvqkd.storage.summary import inspect_table
 
     try:
-        return inspect_table(run.table).to_dict()
+        return inspect_table(location).to_dict()
     except (TableError, ContractError, ArtifactError):
-        return None  # no table yet; that is told of its students
+        return None
 
 
 def _storage(figures: Mapping[str, Any]) -> dict[str, Any]:
     contract = figures["contract"]
-    keys = ("hours", "rows", "total_bytes", "bytes_per_hour", "bytes_per_index", "mean_rrl")
-    of_contract = ("teacher_name", "layer", "num_codebooks", "codebook_size", "frame_rate_hz")
+    keys = (
+        "hours", "rows", "total_bytes", "bytes_per_hour", "bytes_per_frame", "bytes_per_index", "mean_rrl",
+    )  # fmt: skip
+    # `payload` and `dim` are in the contracts of tables of embeddings alone.
+    of_contract = (
+        "teacher_name", "layer", "num_codebooks", "codebook_size", "frame_rate_hz", "payload", "dim",
+    )  # fmt: skip
     whole = figures.get("float32_bytes_per_hour")
     mine = figures.get("bytes_per_hour")
     return {

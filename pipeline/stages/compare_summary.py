@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mvqkd.pipeline.show.run_table import show_bytes
+from mvqkd.pipeline.show.run_table import show_bytes, show_times
 from mvqkd.pipeline.stages.compare_system import System
 
 
@@ -85,7 +85,7 @@ def _storage(best: System, tables: Sequence[Mapping[str, Any]]) -> list[str]:
         if best.name in table["systems"] and table["bytes_per_hour"]:
             size = f"The targets of {best.name} take {show_bytes(table['bytes_per_hour'])} per hour of audio"
             less = table["times_smaller"]
-            return [f"{size}, {less:,.0f} times less than float32 embeddings." if less else f"{size}."]
+            return [f"{size}, {show_times(less)} times less than float32 embeddings." if less else f"{size}."]
     return []
 
 

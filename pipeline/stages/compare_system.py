@@ -1,5 +1,6 @@
 """One system of a comparison: a student of a run, with all that its folders know of it by now."""
 
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -7,19 +8,22 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mvqkd.pipeline.errors import StageError
 from mvqkd.pipeline.run_folder import Run
-from mvqkd.pipeline.stages.fit import differences
 from mvqkd.pipeline.stages.scored import read_errors
 from mvqkd.storage.artifacts import read_json
 from mvqkd.storage.errors import ArtifactError, ObjectMissingError
 from mvqkd.workers.distill.student_record import StudentRecord, load_record
-from mvqkd.workers.section import identity_of
+from mvqkd.workers.section import Section, identity_of, speed_only_keys
 
 if TYPE_CHECKING:
     from mvqkd.workers.recognize.score import NotRecognized, Recognized
 
 MOST_POINTS = 240
 """Of a learning curve; longer ones are thinned out by means of neighbours."""
-_OF_RUN = ("corpus", "teacher", "quantizer", "extract")
+_OF_RUN = ("corpus", "teacher", "quantizer", "extract", "table")
+_STATE = frozenset(
+    ("epoch", "step", "total_steps", "done", "hours", "seconds", "lr", "left_out", "valid_wer")
+)
+"""Keys of a point that say how far the training has come; its other figures are means since the point before."""
 State = Literal["decoded", "trained", "begun", "not trained"]
 
 
@@ -127,12 +131,21 @@ def _record(run: Run, student: str, notes: list[str]) -> StudentRecord | None:
 
 
 def _curve_so_far(run: Run, student: str) -> list[dict[str, Any]]:
-    try:
-        content = read_json(run.student(student), "curve.json")
-    except (ObjectMissingError, ArtifactError):
+    """Of a training that has not ended: lines of JSON, or one file of versions before 0.3."""
+    out = run.student(student)
+    points: Any = None
+    with suppress(ObjectMissingError, ValueError):
+        lines = out.read_bytes("training.jsonl").decode().splitlines()
+        # Those of the last training; another one before it had another digest.
+        found = [json.loads(line) for line in lines]
+        points = [point for point in found if point["digest"] == found[-1]["digest"]]
+    if points is None:
+        with suppress(ObjectMissingError, ArtifactError):
+            content = read_json(out, "curve.json")
+            points = content.get("points") if isinstance(content, dict) else None
+    if not isinstance(points, list):
         return []
-    points = content.get("points") if isinstance(content, dict) else None
-    return points if isinstance(points, list) else []
+    return [{key: value for key, value in point.items() if key != "digest"} for point in points]
 
 
 def _score(
@@ -171,6 +184,7 @@ def training_figures(
     return {
         "steps": known.get("steps", last.get("step")),
         "total_steps": last.get("total_steps", known.get("steps")),
+        "done": 1.0 if "steps" in known else last.get("done"),
         "epochs": known.get("epochs", last.get("epoch")),
         "parameters": known.get("parameters"),
         "seconds": seconds if points else None,
@@ -194,11 +208,10 @@ def _mean(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return mean
     keys = {key for point in points for key in point}
     for key in keys:
-        # Figures of the state that the training had come to; all others are means since the point before.
-        if key in ("epoch", "step", "total_steps", "seconds", "lr", "left_out"):
-            continue
         values = [point[key] for point in points if point.get(key) is not None]
-        if values and all(isinstance(value, dict) for value in values):
+        if key in _STATE:
+            mean[key] = values[-1] if values else None
+        elif values and all(isinstance(value, dict) for value in values):
             mean[key] = _mean(values)
         elif values and all(isinstance(value, int | float) for value in values):
             mean[key] = sum(values) / len(values)
@@ -208,17 +221,30 @@ def _mean(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _settings(run: Run, student: str, record: StudentRecord | None, notes: list[str]) -> dict[str, Any]:
     """By the keys of the run file: those that it was trained with, or would be, and those of its run."""
     sizes, distill = run.config.student_settings(student)
-    own = _flat({"student": asdict(sizes), "distill": identity_of(distill)})
+    own = _flat({"student": identity_of(sizes), "distill": identity_of(distill)})
     if record is not None:
-        trained = _flat({"student": record.student, "distill": record.distill})
-        with suppress(TypeError, ValueError):  # trained by a version with other settings
-            # Settings that did not exist when it was trained had their defaults.
-            sizes, distill = type(sizes)(**record.student), type(distill)(**record.distill)
-            trained = _flat({"student": asdict(sizes), "distill": identity_of(distill)})
-        if changed := differences(trained, own):
+        trained = _flat(
+            {"student": _complete(sizes, record.student), "distill": _complete(distill, record.distill)}
+        )
+        if changed := _changed(trained, own):
             notes.append(f"the run file has changed since it was trained: {changed}")
         own = trained
     return own | _flat({section: identity_of(getattr(run.config, section)) for section in _OF_RUN})
+
+
+def _complete(now: Any, recorded: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a section of the record decides; settings that did not exist when it was written had their defaults."""
+    try:
+        return identity_of(type(now)(**recorded))
+    except (TypeError, ValueError):
+        # By a version with other settings, perhaps a later one.
+        speed_only = speed_only_keys(type(now)) if isinstance(now, Section) else set()
+        return {key: value for key, value in recorded.items() if key not in speed_only}
+
+
+def _changed(trained: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    keys = [key for key in {**trained, **now} if trained.get(key) != now.get(key)]
+    return ", ".join(f"{key} {trained.get(key)!r}, now {now.get(key)!r}" for key in keys)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -235,11 +261,21 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _targets(
     settings: Mapping[str, Any], contract: Mapping[str, Any], points: Sequence[Mapping[str, Any]]
 ) -> str | None:
-    heads = list((points[-1].get("head_losses") or {}) if points else {})
-    if not settings.get("distill.loss_scale") and not heads:
-        return None
-    if heads not in ([], ["codebook"]):
-        return ", ".join(heads)
+    more = dict.fromkeys(key.split(".")[2] for key in settings if key.startswith("distill.targets."))
+    own = _own_targets(settings, contract) if settings.get("distill.loss_scale") else None
+    named = [name for name in _heads(points) if name != "codebook"]
+    return ", ".join(filter(None, [own, *dict.fromkeys([*more, *named])])) or None
+
+
+def _heads(points: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list((points[-1].get("head_losses") or {}) if points else {})
+
+
+def _own_targets(settings: Mapping[str, Any], contract: Mapping[str, Any]) -> str:
+    """Of the run's own table."""
+    if contract.get("payload") == "embeddings" or settings.get("table.target") == "embeddings":
+        distance = settings.get("distill.distance") or "l2"
+        return f"embeddings, {distance}"
     codebooks = contract.get("num_codebooks") or settings.get("quantizer.num_codebooks")
     taken = settings.get("distill.codebooks") or codebooks
     rate = f", {contract['frame_rate_hz']:g} Hz" if "frame_rate_hz" in contract else ""

@@ -47,7 +47,10 @@ def test_a_wheel_beside_a_users_folders(someones_folder: Path, tmp_path: Path) -
         cwd=REPOSITORY, capture_output=True, text=True, check=True,
     ).stdout.splitlines()  # fmt: skip
     for file in files:
-        if file.endswith((".py", ".toml", "README.md", "LICENSE")) and (REPOSITORY / file).is_file():
+        if (
+            file.endswith((".py", ".toml", "README.md", "LICENSE", ".j2", ".css", ".js"))
+            and (REPOSITORY / file).is_file()
+        ):
             (source / file).parent.mkdir(parents=True, exist_ok=True)
             (source / file).write_bytes((REPOSITORY / file).read_bytes())
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
@@ -57,6 +60,8 @@ def test_a_wheel_beside_a_users_folders(someones_folder: Path, tmp_path: Path) -
     zipfile.ZipFile(wheel).extractall(installed)
     tops = {path.name for path in installed.iterdir()}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"mvqkd"}
+    templates = {path.name for path in (installed / "mvqkd/pipeline/show/templates").iterdir()}
+    assert templates == {"compare.html.j2", "compare.css", "compare.js"}
     result = run(someones_folder, installed, USE)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == str(installed / "mvqkd/__init__.py")

@@ -3,34 +3,22 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pytest
-from compare_runs import FakeRun, curve, misheard, recognized, sentences, some_runs
+from compare_runs import FakeRun, misheard, recognized, sentences, some_runs, two_students
 from typer.testing import CliRunner
 
 from mvqkd.pipeline.cli import app
 from mvqkd.pipeline.errors import StageError
 from mvqkd.pipeline.stages.compare import compare_runs
-from mvqkd.pipeline.stages.compare_system import MOST_POINTS, thinned, training_figures
 from mvqkd.pipeline.stages.scored import against_others, read_errors
 
 SAID = sentences(speakers=12, each=5)
-NONE = {"distill": {"loss_scale": 0.0}}
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[FakeRun]:
     return some_runs(tmp_path_factory.mktemp("runs"), SAID)
-
-
-def two_students(folder: Path, name: str = "two") -> FakeRun:
-    """Decoded, the second one with fewer errors."""
-    fake = FakeRun(folder, name, {"baseline": NONE, "mvqkd": {}})
-    for student, rate in (("baseline", 0.25), ("mvqkd", 0.08)):
-        fake.trained(student, curve(200, final=3.0, with_codes=student == "mvqkd", wer=None))
-        fake.decoded(student, misheard(SAID, rate, seed=3))
-    return fake
 
 
 def test_systems_of_several_runs_stand_side_by_side(runs: list[FakeRun]) -> None:
@@ -144,54 +132,6 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
         compare_runs([empty.run], reference="one")
 
 
-def test_a_student_that_was_trained_again_is_not_decoded(tmp_path: Path) -> None:
-    fake = two_students(tmp_path)
-    report = fake.run.reports.read("distill", "mvqkd")
-    fake.run.reports.write("distill", {**report, "digest": "of another seed"}, "mvqkd")
-    system = compare_runs([fake.run]).systems[1]
-    assert (system["state"], system["score"]) == ("trained", None)
-    assert "not decoded since it was trained; `mvqkd decode --student mvqkd`" in system["note"]
-
-
-def test_a_run_file_that_has_changed_since_is_told(tmp_path: Path) -> None:
-    two_students(tmp_path)
-    again = FakeRun(tmp_path, "two", {"baseline": NONE, "mvqkd": {"distill": {"epochs": 7}}})
-    system = compare_runs([again.run]).systems[1]
-    assert system["state"] == "decoded"
-    assert "the run file has changed since it was trained: distill.epochs 30, now 7" in system["note"]
-
-
-def test_errors_of_another_decoding_are_not_mixed_with_a_report(tmp_path: Path) -> None:
-    fake = two_students(tmp_path)
-    lines = (tmp_path / "two/students/mvqkd/errors.jsonl").read_text().splitlines()
-    (tmp_path / "two/students/mvqkd/errors.jsonl").write_text("\n".join(lines[:-1]) + "\n")
-    system = compare_runs([fake.run]).systems[1]
-    assert system["score"] is None and "`mvqkd decode --student mvqkd` makes both anew" in system["note"]
-    (tmp_path / "two/students/mvqkd/errors.jsonl").write_text(lines[0] + "\n{nonsense\n")
-    assert "errors.jsonl, line 2: not the result" in compare_runs([fake.run]).systems[1]["note"]
-    (tmp_path / "two/students/mvqkd/errors.jsonl").unlink()
-    assert "errors.jsonl: missing; `mvqkd decode`" in compare_runs([fake.run]).systems[1]["note"]
-
-
-def test_reports_of_earlier_versions_get_their_intervals(tmp_path: Path) -> None:
-    """No kinds of errors and no interval in the report, no lengths in the lines."""
-    fake = two_students(tmp_path)
-    new = compare_runs([fake.run])
-    for student in ("baseline", "mvqkd"):
-        report = fake.run.reports.read("decode", student)
-        known = ("wer", "cer", "words", "utterances", "left_out", "errors", "digest")
-        fake.run.reports.write("decode", {key: report[key] for key in known}, student)
-        path = tmp_path / "two/students" / student / "errors.jsonl"
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        path.write_text("".join(json.dumps({**line, "duration_s": None}) + "\n" for line in lines))
-    old = compare_runs([fake.run])
-    assert old.pairs == new.pairs
-    for before, after in zip(old.systems, new.systems, strict=True):
-        missing = {key: before["score"].get(key) for key in ("hours", "left_out_hours")}
-        assert missing == dict.fromkeys(missing)
-        assert {**after["score"], **missing} == {**before["score"], **missing}
-
-
 def test_systems_of_other_test_parts_are_compared_on_what_both_recognized(tmp_path: Path) -> None:
     fake = two_students(tmp_path)
     results = misheard(SAID, 0.08, seed=3)
@@ -236,35 +176,6 @@ def test_a_decoding_is_compared_with_the_others_of_its_run(tmp_path: Path) -> No
     # And one that recognized other utterances is no pair.
     fake.decoded("baseline", misheard(SAID[:30], 0.3, seed=8))
     assert against_others(fake.run, "mvqkd", mine) == {}
-
-
-def test_seconds_of_an_interrupted_training_are_added_up() -> None:
-    points: list[dict[str, Any]] = [
-        {"step": 10, "seconds": 30.0, "utterances_per_s": 10.0},
-        {"step": 20, "seconds": 60.0, "utterances_per_s": 10.0},
-        {"step": 30, "seconds": 20.0, "utterances_per_s": 40.0, "wait_share": 0.5},
-    ]
-    figures = training_figures({}, points, {})
-    assert (figures["steps"], figures["seconds"]) == (30, 80.0)
-    assert figures["utterances_per_s"] == pytest.approx((60 * 10 + 20 * 40) / 80)
-    assert figures["wait_share"] == pytest.approx(0.5 * 20 / 80)
-    assert training_figures({}, [], {})["seconds"] is None
-
-
-def test_long_curves_are_thinned_by_means() -> None:
-    points = [
-        {
-            "step": step,
-            "transducer_loss": float(step % 2),
-            "head_losses": {"codebook": 2.0 * (step % 2)},
-            "new": "key",
-        }
-        for step in range(1, 1001)
-    ]
-    few = thinned(points)
-    assert len(few) <= MOST_POINTS and few[-1]["step"] == 1000
-    assert few[0] == {"step": 5, "transducer_loss": 0.6, "head_losses": {"codebook": 1.2}, "new": "key"}
-    assert thinned(points[:7]) == points[:7]
 
 
 def test_the_command_writes_a_page_and_the_same_as_json(tmp_path: Path) -> None:

@@ -153,6 +153,12 @@ def test_points_of_other_versions_are_drawn_as_far_as_they_are_known() -> None:
     ]
 
 
+def test_figures_of_an_epoch_are_drawn_once_and_a_loss_that_is_not_there_never() -> None:
+    points = [{"step": s, "transducer_loss": 0.0, "valid_wer": 0.4 if s < 4 else 0.3} for s in range(1, 6)]
+    (chart,) = line_charts([{"name": "a", "curve": points}], {"a": "c0"})
+    assert chart.is_percent and [(p[2], p[3]) for p in chart.lines[0].points] == [(1, 0.4), (4, 0.3)]
+
+
 def test_a_curve_stands_where_its_values_are() -> None:
     points = [
         {"step": step, "transducer_loss": loss} for step, loss in ((100, 1000.0), (200, 10.0), (400, 1.0))
@@ -178,12 +184,12 @@ def test_ticks_are_round_and_hold_the_values() -> None:
 
 
 def test_figures_in_words() -> None:
-    assert (percent(-0.0512, 1), percent(None)) == ("−5.1%", "–")
+    assert (percent(-0.0512, 1), percent(None)) == ("\N{MINUS SIGN}5.1%", "\N{EN DASH}")
     assert (change(0.405), change(-0.2), change(0.0001), change(None)) == (
         "40.5% fewer",
         "20.0% more",
         "the same",
-        "–",
+        "\N{EN DASH}",
     )
     assert between(0.1, 0.2) == "10.0% to 20.0% fewer"
     assert between(-0.2, -0.1) == "10.0% to 20.0% more"
@@ -194,7 +200,7 @@ def test_figures_in_words() -> None:
         "99.9% of draws",
         "50.0% of draws",
     )
-    assert [duration(s) for s in (None, 9, 75, 7260)] == ["–", "9 s", "1 min 15 s", "2 h 01 min"]
+    assert [duration(s) for s in (None, 9, 75, 7260)] == ["\N{EN DASH}", "9 s", "1 min 15 s", "2 h 01 min"]
     assert str(prose("run `a <b>` & go")) == "run <code>a &lt;b&gt;</code> &amp; go"
 
 

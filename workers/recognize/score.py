@@ -161,14 +161,15 @@ def _results(lines: str, where: str) -> Iterator[Recognized | NotRecognized]:
             if "error" in found:
                 yield NotRecognized(cut_id=found["cut_id"], problem=found["error"], duration_s=duration_s)
                 continue
-            counts: dict[str, Any] = {
-                key: int(found[key]) for key in ("substitutions", "deletions", "insertions", "words")
-            }
-            texts: dict[str, Any] = {key: str(found[key]) for key in ("cut_id", "reference", "hypothesis")}
             speaker = found.get("speaker")
             yield Recognized(
-                **texts,
-                **counts,
+                cut_id=str(found["cut_id"]),
+                reference=str(found["reference"]),
+                hypothesis=str(found["hypothesis"]),
+                substitutions=int(found["substitutions"]),
+                deletions=int(found["deletions"]),
+                insertions=int(found["insertions"]),
+                words=int(found["words"]),
                 duration_s=float(duration_s or 0.0),
                 speaker=None if speaker is None else str(speaker),
             )
