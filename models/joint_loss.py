@@ -3,7 +3,7 @@
 Same signature, state-dict names and values as `multi_quantization` 0.1.1 (arXiv 2211.00508, section 4).
 
 Shape suffixes: T frames (all leading dimensions flattened), C predictor channels, H hidden channels,
-N codebooks, K entries per codebook.
+N codebooks, K entries per codebook, M entries of all codebooks.
 """
 
 import torch
@@ -116,22 +116,21 @@ class JointCodebookLoss(nn.Module):
         return self._loss(predictor_TC, codes_TN)
 
     def _loss(self, predictor_TC: Tensor, codes_TN: Tensor) -> Tensor:
-        logits_NTK = torch.matmul(predictor_TC, self.linear2b_weight.transpose(1, 2))
-        logits_NTK = logits_NTK + self.linear2_bias.unsqueeze(1)
+        # One product for all codebooks, in the order in which cross-entropy reads it.
+        logits_TM = F.linear(predictor_TC, self.linear2b_weight.flatten(0, 1), self.linear2_bias.flatten())
+        logits_TNK = logits_TM.unflatten(1, (self.num_codebooks, self.codebook_size))
         if self.is_joint:
             hidden_NTH = self._hidden(predictor_TC, codes_TN)
-            logits_NTK = logits_NTK + torch.matmul(hidden_NTH, self.linear2_weight.transpose(1, 2))
-        # Codebook by codebook, as the logits lie in memory: in the order of frames they would have to be copied.
-        loss = F.cross_entropy(
-            logits_NTK.reshape(-1, self.codebook_size),
-            codes_TN.t().reshape(-1),
+            logits_TNK = logits_TNK + torch.matmul(hidden_NTH, self.linear2_weight.transpose(1, 2)).transpose(
+                0, 1
+            )
+        return F.cross_entropy(
+            logits_TNK.reshape(-1, self.codebook_size),
+            codes_TN.reshape(-1),
             ignore_index=self.ignore_index,
             reduction=self.reduction,
             label_smoothing=self.label_smoothing,
         )
-        if self.reduction == "none":
-            return loss.reshape(self.num_codebooks, -1).t().reshape(-1)
-        return loss
 
     def _hidden(self, predictor_TC: Tensor, codes_TN: Tensor) -> Tensor:
         """The hidden layer for each codebook: it sees the student's output and all codes before."""
