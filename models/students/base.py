@@ -9,7 +9,7 @@ from functools import cached_property
 
 from torch import Tensor, nn
 
-from mvqkd.models.features import LogMel
+from mvqkd.models.features import Fbank, LogMel, feature_extractor
 from mvqkd.models.students.config import MEL_FRAMES_PER_S
 
 
@@ -55,12 +55,13 @@ class Student(nn.Module, ABC):
     """
 
     frames: StudentFrames = StudentFrames()
+    feature_kind: str = "log_mel"
     layers: nn.ModuleList
     channels: int
 
     @cached_property
-    def _log_mel(self) -> LogMel:
-        return LogMel(self.frames.sample_rate_hz)
+    def _extractor(self) -> LogMel | Fbank:
+        return feature_extractor(self.feature_kind, self.frames.sample_rate_hz)
 
     @property
     def feature_rate_hz(self) -> float:
@@ -69,7 +70,11 @@ class Student(nn.Module, ABC):
 
     def features(self, waveform_T: Tensor) -> Tensor:
         """What the student reads of a float32 waveform (num_samples,) at its rate, on the CPU: float32 (T, F)."""
-        return self._log_mel(waveform_T)
+        return self._extractor(waveform_T)
+
+    def mask_value(self, features_TF: Tensor) -> float:
+        """What stands where SpecAugment masks features (T, F): their mean, which is 0 of log-mel."""
+        return 0.0 if self.feature_kind == "log_mel" else float(features_TF.mean())
 
     def num_frames(self, num_feature_frames: int) -> int:
         """The student's frames for so many of `features`; 0 where they are too few for one."""

@@ -15,7 +15,8 @@ class StudentConfig:
     """Size of a Conformer transducer; 25 encoder frames a second (10 ms mel frames, subsampled by 4).
 
     `sample_rate_hz` is of the audio that the student takes, whatever its teacher takes; from 8,000, and a multiple of
-    100 for whole hops of 10 ms. `units` is `char` or `sentencepiece` (then `vocab_size` pieces, trained on the
+    100 for whole hops of 10 ms. `features` is `log_mel`, normalized over the utterance, or `fbank`, Kaldi's, which
+    Lhotse, icefall and sherpa-onnx compute too and whose frames lie 5 ms later. `units` is `char` or `sentencepiece` (then `vocab_size` pieces, trained on the
     transcripts).
 
     Raises:
@@ -23,6 +24,7 @@ class StudentConfig:
     """
 
     sample_rate_hz: int = 16_000
+    features: str = "log_mel"
     encoder_dim: int = 144
     num_layers: int = 6
     num_heads: int = 4
@@ -39,6 +41,8 @@ class StudentConfig:
 
     def __post_init__(self) -> None:
         check_sample_rate(self.sample_rate_hz)
+        if self.features not in ("log_mel", "fbank"):
+            raise ValueError(f"features must be log_mel or fbank, not {self.features!r}")
         for name in (
             "encoder_dim",
             "num_layers",
@@ -74,16 +78,19 @@ class StudentConfig:
     @property
     def frame_offset_s(self) -> float:
         """Time of the center of encoder frame 0: two 3-wide, stride-2 convolutions over mel frames 0 to 6."""
-        return 3 / MEL_FRAMES_PER_S
+        return (3.5 if self.features == "fbank" else 3.0) / MEL_FRAMES_PER_S
 
     @property
     def min_samples(self) -> int:
         """Waveform samples that give one encoder frame (7 mel frames)."""
-        return 6 * self.sample_rate_hz // MEL_FRAMES_PER_S
+        hop = self.sample_rate_hz // MEL_FRAMES_PER_S
+        return 7 * hop - hop // 2 if self.features == "fbank" else 6 * hop
 
     def to_dict(self) -> dict[str, Any]:
-        """For records and digests. The rate of 16 kHz is left out, so that those of before there were others stay."""
+        """For records and digests. What was not to choose once is left out where it is as it was, so that they stay."""
         content = asdict(self)
+        if self.features == "log_mel":
+            del content["features"]
         if self.sample_rate_hz == 16_000:
             del content["sample_rate_hz"]
         return content

@@ -29,11 +29,20 @@ def subsampled_length(num_mel_frames: Tensor | int) -> Tensor | int:
     return (((num_mel_frames - 1) // 2 - 1) // 2).clamp_min(0)
 
 
-class Subsampling(nn.Module):
-    """80 mel bins at 100 Hz to `dim` at 25 Hz by two strided convolutions (no padding in time)."""
+# About the mean of fbank over speech at usual loudness, and its standard deviation, for which log-mel takes 4 as well.
+FBANK_MEAN, FBANK_SCALE = -7.5, 4.0
 
-    def __init__(self, dim: int, channels: int = 32) -> None:
+
+class Subsampling(nn.Module):
+    """80 mel bins at 100 Hz to `dim` at 25 Hz by two strided convolutions (no padding in time).
+
+    Kaldi's fbank (`features` is `fbank`) is not normalized over the utterance: it is shifted and scaled by constants,
+    to about the range of log-mel.
+    """
+
+    def __init__(self, dim: int, channels: int = 32, *, features: str = "log_mel") -> None:
         super().__init__()
+        self._is_fbank = features == "fbank"
         self.conv = nn.Sequential(
             nn.Conv2d(1, channels, 3, stride=2),
             nn.SiLU(),
@@ -45,6 +54,8 @@ class Subsampling(nn.Module):
 
     def forward(self, features_BTF: Tensor) -> Tensor:
         """(B, T, 80) to (B, subsampled_length(T), dim)."""
+        if self._is_fbank:
+            features_BTF = (features_BTF - FBANK_MEAN) / FBANK_SCALE
         x_BCTF = self.conv(features_BTF.unsqueeze(1))
         return self.project(x_BCTF.permute(0, 2, 1, 3).flatten(2))
 
@@ -74,10 +85,14 @@ class MaskedConformerLayer(ConformerLayer):
         pointwise, glu, depthwise, batch_norm, *rest = self.conv_module.sequential
         gated_BDT = glu(pointwise(self.conv_module.layer_norm(x_BTD).transpose(1, 2)))
         convolved_BTD = depthwise(gated_BDT.masked_fill(padding_BT.unsqueeze(1), 0.0)).transpose(1, 2)
-        keep_BT = ~padding_BT
-        out_BTD = torch.zeros_like(convolved_BTD)
-        out_BTD[keep_BT] = batch_norm(convolved_BTD[keep_BT])
-        out_BDT = out_BTD.transpose(1, 2)
+        if self.training:
+            keep_BT = ~padding_BT
+            out_BTD = torch.zeros_like(convolved_BTD)
+            out_BTD[keep_BT] = batch_norm(convolved_BTD[keep_BT])
+            out_BDT = out_BTD.transpose(1, 2)
+        else:
+            # Each frame for itself; without a choice of frames by their values, which no exporter knows.
+            out_BDT = batch_norm(convolved_BTD.transpose(1, 2))
         for module in rest:
             out_BDT = module(out_BDT)
         return out_BDT.transpose(1, 2)
@@ -88,7 +103,7 @@ class ConformerEncoder(nn.Module):
 
     def __init__(self, config: StudentConfig) -> None:
         super().__init__()
-        self.subsampling = Subsampling(config.encoder_dim)
+        self.subsampling = Subsampling(config.encoder_dim, features=config.features)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(
             MaskedConformerLayer(

@@ -62,6 +62,7 @@ class ConformerTransducer(Student):
         if ctc_scale and not with_ctc:
             raise ValueError(f"ctc_scale {ctc_scale:g} needs a student with a CTC head (with_ctc=True)")
         self.config = config
+        self.feature_kind = config.features
         self.num_units = num_units
         self.ctc_scale = ctc_scale
         self.frames = StudentFrames(
