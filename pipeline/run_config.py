@@ -1,7 +1,7 @@
 """The run configuration: its sections put together, and what they demand of one another.
 
 Sections are the rooms of a run: `corpus`, `teacher`, `quantizer`, `extract`, `table`, `student`, `distill`,
-`students`, `cluster`, `storage`. Each stands next to the code that it configures, those of the driver stand here.
+`students`, `decode`, `cluster`, `storage`. Each stands next to the code that it configures, those of the driver stand here.
 `run_file` reads them from YAML. Nothing here needs torch, Ray or Lhotse, so a wrong run file is told at once.
 """
 
@@ -30,6 +30,7 @@ from mvqkd.pipeline.run_sections import (
 )
 from mvqkd.workers.corpus.config import CorpusConfig
 from mvqkd.workers.distill.settings import DistillConfig
+from mvqkd.workers.recognize.settings import DecodeConfig
 from mvqkd.workers.section import KeysOf, Section
 from mvqkd.workers.teacher import TeacherConfig
 
@@ -84,6 +85,7 @@ class RunConfig(Section, strict=False):
     distill: DistillConfig = DistillConfig()
     students: Students | None = None
     tables: dict[FolderName, TableOverrides] = Field(default={})
+    decode: DecodeConfig = DecodeConfig()
     cluster: ClusterConfig = ClusterConfig()
     storage: StorageConfig
 

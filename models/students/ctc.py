@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mvqkd.models.decoding.beam import beam_ctc
 from mvqkd.models.decoding.greedy import BLANK, greedy_ctc
 from mvqkd.models.students.base import Student, StudentLoss
 
@@ -36,6 +37,11 @@ class CtcStudent(Student):
     def greedy(self, features_BTF: Tensor, lengths_B: Tensor) -> list[list[int]]:
         """See `Student.greedy`."""
         return greedy_ctc(*self.logits(features_BTF, lengths_B))
+
+    @torch.inference_mode()
+    def beam(self, features_BTF: Tensor, lengths_B: Tensor, *, beam: int) -> list[list[int]]:
+        """See `Student.beam` and `beam_ctc`."""
+        return [best[0].units for best in beam_ctc(*self.logits(features_BTF, lengths_B), beam=beam)]
 
 
 def ctc_loss(logits_BSV: Tensor, lengths_B: Tensor, units_BU: Tensor, unit_lengths_B: Tensor) -> Tensor:

@@ -58,7 +58,12 @@ def decode_stage(run: Run, name: str | None = None) -> dict[str, Any]:
             f"{totals.left_out} test utterances ({totals.left_out_hours:.2f} h) are not in the error rate, see "
             f"{out.full_url('errors.jsonl')}"
         )
-    summary = {**asdict(totals), "errors": out.full_url("errors.jsonl"), "digest": record.digest}
+    summary = {
+        **asdict(totals),
+        **run.config.decode.model_dump(exclude=set() if run.config.decode.search == "beam" else {"beam"}),
+        "errors": out.full_url("errors.jsonl"),
+        "digest": record.digest,
+    }
     run.reports.write("decode", summary, name)
     return summary
 
@@ -101,6 +106,7 @@ def _outcomes(run: Run, name: str, plan: Plan) -> Sequence[Outcome]:
             root=run.corpus_root,
             options=run.config.storage.options,
             batch_seconds=run.config.student_settings(name)[1].batch_seconds,
+            decode=run.config.decode,
             threads=max(1, int(share.cpus)),
             use_gpu=share.gpus > 0,
         )
