@@ -130,12 +130,17 @@ class Student(nn.Module, ABC):
     def greedy(self, features_BTF: Tensor, lengths_B: Tensor) -> list[list[int]]:
         """Units of each utterance of a padded batch, blanks left out, the most probable one at every step."""
 
-    def beam(self, features_BTF: Tensor, lengths_B: Tensor, *, beam: int) -> list[list[int]]:
+    def beam(
+        self, features_BTF: Tensor, lengths_B: Tensor, *, beam: int, modified: bool = False
+    ) -> list[list[int]]:
         """Units of each utterance of a padded batch, by a search that keeps `beam` hypotheses.
+
+        Args:
+            modified: with at most one unit in a frame, as other programs search transducers.
 
         Raises:
             ValueError: the student does not say how.
         """
         raise ValueError(
-            f"{type(self).__name__} has no `beam`, so it cannot be searched by decode.search beam; take greedy"
+            f"{type(self).__name__} has no `beam`, so it cannot be searched otherwise than by decode.search greedy"
         )

@@ -39,8 +39,10 @@ class CtcStudent(Student):
         return greedy_ctc(*self.logits(features_BTF, lengths_B))
 
     @torch.inference_mode()
-    def beam(self, features_BTF: Tensor, lengths_B: Tensor, *, beam: int) -> list[list[int]]:
-        """See `Student.beam` and `beam_ctc`."""
+    def beam(
+        self, features_BTF: Tensor, lengths_B: Tensor, *, beam: int, modified: bool = False
+    ) -> list[list[int]]:
+        """See `Student.beam` and `beam_ctc`; a frame never has more than one unit here."""
         return [best[0].units for best in beam_ctc(*self.logits(features_BTF, lengths_B), beam=beam)]
 
 

@@ -11,7 +11,7 @@ import torchaudio
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mvqkd.models.decoding.beam import beam_transducer
+from mvqkd.models.decoding.beam import beam_transducer, modified_beam_transducer
 from mvqkd.models.decoding.greedy import BLANK, greedy_transducer
 from mvqkd.models.students.base import Student, StudentFrames, StudentLoss
 from mvqkd.models.students.config import StudentConfig
@@ -165,10 +165,13 @@ class ConformerTransducer(Student):
         )
 
     @torch.inference_mode()
-    def beam(self, features_BTF: Tensor, lengths_B: Tensor, *, beam: int) -> list[list[int]]:
+    def beam(
+        self, features_BTF: Tensor, lengths_B: Tensor, *, beam: int, modified: bool = False
+    ) -> list[list[int]]:
         """See `Student.beam` and `beam_transducer`."""
         encoded_BSD, frame_lengths_B = self.encoder(features_BTF, lengths_B)
-        found = beam_transducer(
+        search = modified_beam_transducer if modified else beam_transducer
+        found = search(
             self.encoder_projection(encoded_BSD),
             frame_lengths_B,
             predict=self.predict,

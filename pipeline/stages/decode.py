@@ -60,7 +60,7 @@ def decode_stage(run: Run, name: str | None = None) -> dict[str, Any]:
         )
     summary = {
         **asdict(totals),
-        **run.config.decode.model_dump(exclude=set() if run.config.decode.search == "beam" else {"beam"}),
+        **run.config.decode.model_dump(exclude={"beam"} if run.config.decode.search == "greedy" else set()),
         "errors": out.full_url("errors.jsonl"),
         "digest": record.digest,
     }

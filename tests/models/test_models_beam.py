@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from mvqkd.models.decoding.beam import beam_ctc, beam_transducer
+from mvqkd.models.decoding.beam import beam_ctc, beam_transducer, modified_beam_transducer
 from mvqkd.models.decoding.greedy import greedy_ctc, greedy_transducer
 
 CONTEXT = 2
@@ -33,15 +33,26 @@ def total(texts: dict, units: tuple, log_prob: float) -> None:
     texts[units] = math.log(math.exp(texts.get(units, -math.inf)) + math.exp(log_prob))
 
 
-def all_texts_of_transducer(frames_SJ: torch.Tensor, functions: dict, num_units: int) -> dict:
-    """The log-probability of every text, summed over its alignments of at most one unit in a frame."""
+def all_texts_of_transducer(
+    frames_SJ: torch.Tensor, functions: dict, num_units: int, *, most: int | None
+) -> dict:
+    """The log-probability of every text, summed over its alignments.
+
+    A frame has at most `most` units and a blank; or, where that is None, one unit or a blank.
+    """
+    if most is None:
+        in_frame = [(unit,) for unit in range(num_units)]
+    else:
+        some = (itertools.product(range(1, num_units), repeat=number) for number in range(most + 1))
+        in_frame = [(*units, 0) for units in itertools.chain(*some)]
     texts: dict = {}
-    for alignment in itertools.product(range(num_units), repeat=len(frames_SJ)):
+    for alignment in itertools.product(in_frame, repeat=len(frames_SJ)):
         units, log_prob = (0,) * CONTEXT, 0.0
-        for frame_J, unit in zip(frames_SJ, alignment, strict=True):
-            predicted = functions["predict"](torch.tensor([units[-CONTEXT:]]))
-            log_prob += float(functions["join"](frame_J[None], predicted)[0].log_softmax(-1)[unit])
-            units += (unit,) if unit else ()
+        for frame_J, labels in zip(frames_SJ, alignment, strict=True):
+            for label in labels:
+                predicted = functions["predict"](torch.tensor([units[-CONTEXT:]]))
+                log_prob += float(functions["join"](frame_J[None], predicted)[0].log_softmax(-1)[label])
+                units += (label,) if label else ()
         total(texts, units[CONTEXT:], log_prob)
     return texts
 
@@ -62,17 +73,31 @@ def assert_same(found: list, expected: dict) -> None:
         assert got[units] == pytest.approx(log_prob, abs=1e-4), units
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_a_beam_that_holds_all_finds_the_probability_of_every_text(seed: int) -> None:
+@pytest.mark.parametrize("most", [1, 2])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_beam_that_holds_all_finds_the_probability_of_every_text(seed: int, most: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    frames = [torch.randn(length, 6, generator=generator) for length in (3, 1, 2)]
+    functions = random_transducer(3, seed=seed)
+    found = beam_transducer(*padded(frames), **functions, beam=127, max_units_per_frame=most)
+    for one, frames_SJ in zip(found, frames, strict=True):
+        expected = all_texts_of_transducer(frames_SJ, functions, 3, most=most)
+        assert_same(one, expected)
+        assert tuple(one[0].units) == max(expected, key=expected.__getitem__)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_modified_search_with_a_beam_that_holds_all(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     frames = [torch.randn(length, 6, generator=generator) for length in (5, 2, 4, 1)]
     functions = random_transducer(3, seed=seed)
-    found = beam_transducer(*padded(frames), **functions, beam=63, length_norm=False)
+    found = modified_beam_transducer(*padded(frames), **functions, beam=63)
     for one, frames_SJ in zip(found, frames, strict=True):
-        expected = all_texts_of_transducer(frames_SJ, functions, 3)
+        expected = all_texts_of_transducer(frames_SJ, functions, 3, most=None)
         assert_same(one, expected)
-        assert tuple(one[0].units) == max(expected, key=expected.__getitem__)
         assert sum(math.exp(h.log_prob) for h in one) == pytest.approx(1, abs=1e-4)
+        normed = {units: log_prob / (len(units) + CONTEXT) for units, log_prob in expected.items()}
+        assert tuple(one[0].units) == max(normed, key=normed.__getitem__)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -89,13 +114,39 @@ def test_ctc_with_a_beam_that_holds_all(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_beam_of_one_is_greedy_search(seed: int) -> None:
+def test_a_modified_beam_of_one_is_greedy_search(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     frames = [torch.randn(length, 6, generator=generator) * 2 for length in (30, 7, 19)]
     functions = random_transducer(8, seed=seed)
     greedy = greedy_transducer(*padded(frames), **functions, max_units_per_frame=1)
-    assert [one[0].units for one in beam_transducer(*padded(frames), **functions, beam=1)] == greedy
+    assert [one[0].units for one in modified_beam_transducer(*padded(frames), **functions, beam=1)] == greedy
     assert max(map(len, greedy)) > 5
+
+
+@pytest.mark.parametrize("beam", [1, 3])
+def test_of_a_sure_transducer_a_beam_of_any_size_finds_what_greedy_search_finds(beam: int) -> None:
+    """One that says the unit of the frame, then blank."""
+    units = [[3, 3, 0, 1, 2, 1], [0, 4], [2]]
+    frames = [40.0 * torch.nn.functional.one_hot(torch.tensor(one), 5).float() for one in units]
+
+    def join(encoded_BJ: torch.Tensor, predicted_BJ: torch.Tensor) -> torch.Tensor:
+        said_B1 = (encoded_BJ * predicted_BJ).sum(dim=-1, keepdim=True)
+        return torch.cat([encoded_BJ[:, :1] + 2 * said_B1, encoded_BJ[:, 1:]], dim=-1)
+
+    functions = {
+        "predict": lambda history_BC: torch.nn.functional.one_hot(history_BC[:, -1], 5).float(),
+        "join": join,
+        "context": CONTEXT,
+    }
+    expected = [[3, 1, 2, 1], [4], [2]]
+    assert greedy_transducer(*padded_with_blank(frames), **functions) == expected
+    found = beam_transducer(*padded_with_blank(frames), **functions, beam=beam)
+    assert [one[0].units for one in found] == expected
+    assert all(one[0].log_prob == pytest.approx(0, abs=1e-3) for one in found)
+
+
+def padded_with_blank(frames: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    return pad_sequence(frames, batch_first=True), torch.tensor([len(f) for f in frames])
 
 
 def test_a_beam_of_one_of_sure_ctc_is_greedy_search() -> None:
@@ -119,7 +170,11 @@ def test_a_batch_is_searched_as_each_utterance(beam: int) -> None:
     generator = torch.Generator().manual_seed(3)
     frames = [torch.randn(length, 6, generator=generator) for length in (25, 1, 13, 40)]
     functions = random_transducer(7)
-    for search in (lambda *batch: beam_transducer(*batch, **functions, beam=beam), lambda *b: beam_ctc(*b, beam=beam)):
+    for search in (
+        lambda *batch: beam_transducer(*batch, **functions, beam=beam),
+        lambda *batch: modified_beam_transducer(*batch, **functions, beam=beam),
+        lambda *batch: beam_ctc(*batch, beam=beam),
+    ):
         together = search(*padded(frames))
         for own, one in zip(frames, together, strict=True):
             alone = search(*padded([own]))[0]
@@ -130,18 +185,21 @@ def test_a_batch_is_searched_as_each_utterance(beam: int) -> None:
 def test_hypotheses_are_different_and_in_order() -> None:
     frames = [torch.randn(30, 6, generator=torch.Generator().manual_seed(1))]
     functions = random_transducer(5, sharpness=0.7)
-    for length_norm in (False, True):
-        one = beam_transducer(*padded(frames), **functions, beam=8, length_norm=length_norm)[0]
+    for search in (beam_transducer, modified_beam_transducer):
+        one = search(*padded(frames), **functions, beam=8)[0]
         assert len({tuple(h.units) for h in one}) == len(one) == 8
-        order = [h.log_prob / (len(h.units) + CONTEXT if length_norm else 1) for h in one]
+        modified = search is modified_beam_transducer
+        order = [h.log_prob / (len(h.units) + CONTEXT if modified else 1) for h in one]
         assert order == sorted(order, reverse=True) and len(set(order)) > 1
 
 
 def test_an_utterance_without_frames_is_empty_and_a_beam_of_none_is_refused() -> None:
     functions = random_transducer(4)
     nothing = torch.zeros(2, 0, 6), torch.zeros(2, dtype=torch.long)
-    assert [[h.units for h in one] for one in beam_transducer(*nothing, **functions)] == [[[]], [[]]]
-    assert beam_ctc(torch.zeros(1, 3, 4), torch.tensor([0]))[0][0].units == []
-    for search in (lambda: beam_ctc(torch.zeros(1, 1, 2), torch.tensor([1]), beam=0), lambda: beam_transducer(*nothing, **functions, beam=0)):
+    for search in (beam_transducer, modified_beam_transducer):
+        assert [[h.units for h in one] for one in search(*nothing, **functions)] == [[[]], [[]]]
         with pytest.raises(ValueError, match=r"decode\.beam is a number from 1"):
-            search()
+            search(*nothing, **functions, beam=0)
+    assert beam_ctc(torch.zeros(1, 3, 4), torch.tensor([0]))[0][0].units == []
+    with pytest.raises(ValueError, match=r"decode\.beam is a number from 1"):
+        beam_ctc(torch.zeros(1, 1, 2), torch.tensor([1]), beam=0)

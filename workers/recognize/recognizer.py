@@ -152,9 +152,12 @@ class Recognizer:
                 yield from zip(good, map(self._units.decode, found), strict=True)
 
     def _search(self, features_BTF: Tensor, lengths_B: Tensor) -> list[list[int]]:
-        if self._decode.search == "beam":
-            return self._student.beam(features_BTF, lengths_B, beam=self._decode.beam)
-        return self._student.greedy(features_BTF, lengths_B)
+        decode = self._decode
+        if decode.search == "greedy":
+            return self._student.greedy(features_BTF, lengths_B)
+        return self._student.beam(
+            features_BTF, lengths_B, beam=decode.beam, modified=decode.search == "modified_beam"
+        )
 
     def _features(self, cut: MonoCut) -> Tensor:
         waveform_T = self._loader(cut)
