@@ -1,4 +1,4 @@
-"""Log-mel features of the student: 80 bins, 25 ms windows every 10 ms.
+"""Features of the student: log-mel or Kaldi's fbank, each of 80 bins, 25 ms windows every 10 ms.
 
 Shape suffixes: T frames, F bins.
 """
@@ -6,6 +6,7 @@ Shape suffixes: T frames, F bins.
 import torch
 import torchaudio
 from torch import Tensor
+from torchaudio.compliance import kaldi
 
 from mvqkd.models.students.config import MEL_FRAMES_PER_S, check_sample_rate
 
@@ -49,6 +50,41 @@ class LogMel:
         return self.mel(waveform).clamp_min(1e-7).log().T
 
 
+class Fbank:
+    """Waveform to Kaldi's filter bank energies, as `Fbank()` of Lhotse, icefall and sherpa-onnx compute them.
+
+    No dither, pre-emphasis of 0.97, Povey's window, edges mirrored, bins from 20 Hz to 400 Hz below half the rate,
+    natural logarithm, no normalization. Frame t is centered 5 ms after sample t * hop, where a hop is 10 ms; n samples
+    give n / hop frames, rounded half up. Not a module, as `LogMel`.
+
+    Args:
+        sample_rate_hz: of the waveform.
+
+    Raises:
+        ValueError: a rate below 8 kHz, or one whose hop is not whole.
+    """
+
+    def __init__(self, sample_rate_hz: int = 16_000) -> None:
+        check_sample_rate(sample_rate_hz)
+        self._sample_rate_hz = float(sample_rate_hz)
+
+    def __call__(self, waveform: Tensor) -> Tensor:
+        """float32 waveform (num_samples,) in [-1, 1] to (frames, 80)."""
+        return kaldi.fbank(
+            waveform.unsqueeze(0),
+            num_mel_bins=NUM_MEL_BINS,
+            sample_frequency=self._sample_rate_hz,
+            high_freq=-400.0,
+            dither=0.0,
+            snip_edges=False,
+        )
+
+
+def feature_extractor(kind: str, sample_rate_hz: int) -> LogMel | Fbank:
+    """`LogMel` for `log_mel`, `Fbank` for `fbank`."""
+    return Fbank(sample_rate_hz) if kind == "fbank" else LogMel(sample_rate_hz)
+
+
 def spec_augment(
     features_TF: Tensor,
     *,
@@ -57,8 +93,9 @@ def spec_augment(
     freq_masks: int,
     max_freq_bins: int,
     generator: torch.Generator,
+    fill: float = 0.0,
 ) -> Tensor:
-    """A copy of (T, 80) with random stripes set to the mean, 0 (SpecAugment, Park et al. 2019).
+    """A copy of (T, 80) with random stripes set to `fill`, the features' mean (SpecAugment, Park et al. 2019).
 
     A time mask covers at most a quarter of the utterance, so that short ones keep their words.
     """
@@ -72,8 +109,8 @@ def spec_augment(
 
     for _ in range(time_masks):
         start, end = stripe(min(max_time_frames, num_frames // 4), num_frames)
-        out_TF[start:end] = 0.0
+        out_TF[start:end] = fill
     for _ in range(freq_masks):
         start, end = stripe(min(max_freq_bins, num_bins), num_bins)
-        out_TF[:, start:end] = 0.0
+        out_TF[:, start:end] = fill
     return out_TF

@@ -1,6 +1,7 @@
 """The command line: `mvqkd plan | fit | calibrate | certify | extract | distill | decode | run RUN.yaml`,
 `mvqkd compare RUN.yaml...`, `mvqkd submit STAGE RUN.yaml`, `mvqkd status RUN.yaml`, `mvqkd init CORPUS TEACHER`,
-`mvqkd inspect TABLE`, `mvqkd export TABLE`, `mvqkd import SOURCE`, `mvqkd sql TABLE`."""
+`mvqkd inspect TABLE`, `mvqkd export TABLE`, `mvqkd import SOURCE`, `mvqkd sql TABLE`,
+`mvqkd transcribe STUDENT FILES`, `mvqkd onnx STUDENT OUT`."""
 
 import io
 import os
@@ -14,6 +15,7 @@ import typer
 from mvqkd import __version__
 from mvqkd.pipeline.cli_cluster import status, submit
 from mvqkd.pipeline.cli_compare import compare
+from mvqkd.pipeline.cli_students import onnx, transcribe
 from mvqkd.pipeline.cli_tables import export, import_, sql
 from mvqkd.pipeline.command import AsJson, Overrides, RunFile, StudentName
 from mvqkd.pipeline.command import finish as _finish
@@ -209,6 +211,8 @@ app.command()(compare)
 app.command()(export)
 app.command("import")(import_)
 app.command()(sql)
+app.command()(transcribe)
+app.command()(onnx)
 
 
 @app.command()

@@ -1,7 +1,8 @@
 """The run configuration: its sections put together, and what they demand of one another.
 
 Sections are the rooms of a run: `corpus`, `teacher`, `quantizer`, `extract`, `table`, `student`, `distill`,
-`students`, `cluster`, `storage`. Each stands next to the code that it configures, those of the driver stand here.
+`students`, `decode`, `cluster`, `storage`. Each stands next to the code that it configures, the driver's in
+`run_sections` and `run_students`.
 `run_file` reads them from YAML. Nothing here needs torch, Ray or Lhotse, so a wrong run file is told at once.
 """
 
@@ -31,6 +32,7 @@ from mvqkd.pipeline.run_students import (
 )
 from mvqkd.workers.corpus.config import CorpusConfig
 from mvqkd.workers.distill.settings import DistillConfig
+from mvqkd.workers.recognize.settings import DecodeConfig
 from mvqkd.workers.section import Section
 from mvqkd.workers.teacher import TeacherConfig
 
@@ -47,6 +49,7 @@ class RunConfig(Section, strict=False):
     distill: DistillConfig = DistillConfig()
     students: Students | None = None
     tables: dict[FolderName, TableOverrides] = Field(default={})
+    decode: DecodeConfig = DecodeConfig()
     cluster: ClusterConfig = ClusterConfig()
     storage: StorageConfig
 

@@ -10,7 +10,7 @@ from functools import cached_property
 
 from torch import Tensor, nn
 
-from mvqkd.models.features import LogMel
+from mvqkd.models.features import Fbank, LogMel, feature_extractor
 from mvqkd.models.students.config import MEL_FRAMES_PER_S
 
 
@@ -56,12 +56,13 @@ class Student(nn.Module, ABC):
     """
 
     frames: StudentFrames = StudentFrames()
+    feature_kind: str = "log_mel"
     layers: nn.ModuleList
     channels: int
 
     @cached_property
-    def _log_mel(self) -> LogMel:
-        return LogMel(self.frames.sample_rate_hz)
+    def _extractor(self) -> LogMel | Fbank:
+        return feature_extractor(self.feature_kind, self.frames.sample_rate_hz)
 
     @property
     def feature_rate_hz(self) -> float:
@@ -70,7 +71,11 @@ class Student(nn.Module, ABC):
 
     def features(self, waveform_T: Tensor) -> Tensor:
         """What the student reads of a float32 waveform (num_samples,) at its rate, on the CPU: float32 (T, F)."""
-        return self._log_mel(waveform_T)
+        return self._extractor(waveform_T)
+
+    def mask_value(self, features_TF: Tensor) -> float:
+        """What stands where SpecAugment masks features (T, F): their mean, which is 0 of log-mel."""
+        return 0.0 if self.feature_kind == "log_mel" else float(features_TF.mean())
 
     @property
     def latency_s(self) -> float:
@@ -131,3 +136,18 @@ class Student(nn.Module, ABC):
     @abstractmethod
     def greedy(self, features_BTF: Tensor, lengths_B: Tensor) -> list[list[int]]:
         """Units of each utterance of a padded batch, blanks left out, the most probable one at every step."""
+
+    def beam(
+        self, features_BTF: Tensor, lengths_B: Tensor, *, beam: int, modified: bool = False
+    ) -> list[list[int]]:
+        """Units of each utterance of a padded batch, by a search that keeps `beam` hypotheses.
+
+        Args:
+            modified: with at most one unit in a frame, as other programs search transducers.
+
+        Raises:
+            ValueError: the student does not say how.
+        """
+        raise ValueError(
+            f"{type(self).__name__} has no `beam`, so it cannot be searched otherwise than by decode.search greedy"
+        )

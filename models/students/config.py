@@ -15,15 +15,17 @@ class EncoderConfig:
     """Size of an encoder of ours and of what is on top; 25 frames a second (10 ms mel frames, subsampled by 4).
 
     `sample_rate_hz` is of the audio that the student takes, whatever its teacher takes; from 8,000, and a multiple of
-    100 for whole hops of 10 ms. `units` is `char` or `sentencepiece` (then `vocab_size` pieces, trained on the
-    transcripts). `loss` is `transducer`, beside which `distill.ctc_scale` may put a CTC head, or `ctc`: a CTC head
-    alone, for which the sizes of predictor and joiner mean nothing.
+    100 for whole hops of 10 ms. `features` is `log_mel`, normalized over the utterance, or `fbank`, Kaldi's, which
+    Lhotse, icefall and sherpa-onnx compute too and whose frames lie 5 ms later. `units` is `char` or `sentencepiece`
+    (then `vocab_size` pieces, trained on the transcripts). `loss` is `transducer`, beside which `distill.ctc_scale` may
+    put a CTC head, or `ctc`: a CTC head alone, for which the sizes of predictor and joiner mean nothing.
 
     Raises:
         ValueError: sizes that do not fit together; the message begins with the field's name.
     """
 
     sample_rate_hz: int = 16_000
+    features: str = "log_mel"
     encoder_dim: int = 144
     num_layers: int = 6
     num_heads: int = 4
@@ -40,6 +42,8 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         check_sample_rate(self.sample_rate_hz)
+        if self.features not in ("log_mel", "fbank"):
+            raise ValueError(f"features must be log_mel or fbank, not {self.features!r}")
         for name in (
             "encoder_dim",
             "num_layers",
@@ -72,12 +76,13 @@ class EncoderConfig:
     @property
     def frame_offset_s(self) -> float:
         """Time of the center of encoder frame 0: two 3-wide, stride-2 convolutions over mel frames 0 to 6."""
-        return 3 / MEL_FRAMES_PER_S
+        return (3.5 if self.features == "fbank" else 3.0) / MEL_FRAMES_PER_S
 
     @property
     def min_samples(self) -> int:
         """Waveform samples that give one encoder frame (7 mel frames)."""
-        return 6 * self.sample_rate_hz // MEL_FRAMES_PER_S
+        hop = self.sample_rate_hz // MEL_FRAMES_PER_S
+        return 7 * hop - hop // 2 if self.features == "fbank" else 6 * hop
 
     def to_dict(self) -> dict[str, Any]:
         """For records and digests. What was so before there was a choice is left out, so that those of then stay."""
@@ -85,7 +90,7 @@ class EncoderConfig:
         return {key: value for key, value in content.items() if _BEFORE.get(key) != value}
 
 
-_BEFORE = {"sample_rate_hz": 16_000, "kind": "conformer", "loss": "transducer"}
+_BEFORE = {"sample_rate_hz": 16_000, "kind": "conformer", "loss": "transducer", "features": "log_mel"}
 """Keys that were added later, and what they were until then."""
 
 

@@ -37,10 +37,14 @@ class MaskedConformerLayer(ConformerLayer):
         pointwise, glu, depthwise, batch_norm, *rest = self.conv_module.sequential
         gated_BDT = glu(pointwise(self.conv_module.layer_norm(x_BTD).transpose(1, 2)))
         convolved_BTD = depthwise(gated_BDT.masked_fill(padding_BT.unsqueeze(1), 0.0)).transpose(1, 2)
-        keep_BT = ~padding_BT
-        out_BTD = torch.zeros_like(convolved_BTD)
-        out_BTD[keep_BT] = batch_norm(convolved_BTD[keep_BT])
-        out_BDT = out_BTD.transpose(1, 2)
+        if self.training:
+            keep_BT = ~padding_BT
+            out_BTD = torch.zeros_like(convolved_BTD)
+            out_BTD[keep_BT] = batch_norm(convolved_BTD[keep_BT])
+            out_BDT = out_BTD.transpose(1, 2)
+        else:
+            # Each frame for itself; without a choice of frames by their values, which no exporter knows.
+            out_BDT = batch_norm(convolved_BTD.transpose(1, 2))
         for module in rest:
             out_BDT = module(out_BDT)
         return out_BDT.transpose(1, 2)
@@ -51,7 +55,7 @@ class ConformerEncoder(Encoder):
 
     def __init__(self, config: StudentConfig) -> None:
         super().__init__()
-        self.subsampling = Subsampling(config.encoder_dim)
+        self.subsampling = Subsampling(config.encoder_dim, features=config.features)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(
             MaskedConformerLayer(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mvqkd.models.decoding.beam import beam_ctc
 from mvqkd.models.decoding.greedy import BLANK, greedy_ctc
 from mvqkd.models.decoding.streaming import CtcSearch
 from mvqkd.models.students.base import Student, StudentLoss
@@ -40,6 +41,13 @@ class CtcStudent(Student):
     def greedy(self, features_BTF: Tensor, lengths_B: Tensor) -> list[list[int]]:
         """See `Student.greedy`."""
         return greedy_ctc(*self.logits(features_BTF, lengths_B))
+
+    @torch.inference_mode()
+    def beam(
+        self, features_BTF: Tensor, lengths_B: Tensor, *, beam: int, modified: bool = False
+    ) -> list[list[int]]:
+        """See `Student.beam` and `beam_ctc`; a frame never has more than one unit here."""
+        return [best[0].units for best in beam_ctc(*self.logits(features_BTF, lengths_B), beam=beam)]
 
 
 class EncodedCtc(EncodedStudent, CtcStudent):

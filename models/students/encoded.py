@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mvqkd.models.decoding.streaming import EncoderStream
-from mvqkd.models.features import LogMel
+from mvqkd.models.features import Fbank, LogMel, feature_extractor
 from mvqkd.models.streamed_features import FeatureStream, StreamableLogMel
 from mvqkd.models.students.base import Student, StudentFrames
 from mvqkd.models.students.config import MEL_FRAMES_PER_S, EncoderConfig
@@ -62,6 +62,7 @@ class EncodedStudent(Student):
     def __init__(self, encoder: Encoder, config: EncoderConfig, num_units: int) -> None:
         super().__init__()
         self.config, self.num_units, self.encoder = config, num_units, encoder
+        self.feature_kind = config.features
         self.frames = StudentFrames(
             sample_rate_hz=config.sample_rate_hz,
             frame_rate_hz=config.frame_rate_hz,
@@ -70,20 +71,21 @@ class EncodedStudent(Student):
         )
 
     @cached_property
-    def _log_mel(self) -> LogMel:
+    def _extractor(self) -> LogMel | Fbank:
         """A student that is to hear audio as it comes cannot subtract the mean of what has not come."""
-        kind = LogMel if math.isinf(self.encoder.frames_ahead) else StreamableLogMel
-        return kind(self.config.sample_rate_hz)
+        if math.isinf(self.encoder.frames_ahead):
+            return feature_extractor(self.config.features, self.config.sample_rate_hz)
+        return StreamableLogMel(self.config.sample_rate_hz)
 
     @property
     def latency_s(self) -> float:
         """See `Student.latency_s`."""
         if math.isinf(self.encoder.frames_ahead):
             return math.inf
-        assert isinstance(self._log_mel, StreamableLogMel)
+        assert isinstance(self._extractor, StreamableLogMel)
         last_mel_s = (MEL_FRAMES_SEEN - 1) / MEL_FRAMES_PER_S - self.frames.frame_offset_s
         ahead_s = self.encoder.frames_ahead / self.frames.frame_rate_hz
-        return ahead_s + last_mel_s + self._log_mel.latency_s
+        return ahead_s + last_mel_s + self._extractor.latency_s
 
     def open_stream(self) -> EncoderStream:
         """The encoder's frames of a new utterance, as its samples come.
@@ -96,8 +98,8 @@ class EncodedStudent(Student):
                 "this student hears the whole utterance before its first unit; train one with "
                 "student.kind: emformer to recognize while audio comes in"
             )
-        assert isinstance(self._log_mel, StreamableLogMel)
-        return _Stream(self._log_mel.stream(), self.encoder.stream(), next(self.parameters()).device)
+        assert isinstance(self._extractor, StreamableLogMel)
+        return _Stream(self._extractor.stream(), self.encoder.stream(), next(self.parameters()).device)
 
     def num_frames(self, num_feature_frames: int) -> int:
         """See `Student.num_frames`: a quarter of the mel frames, at the ends some fewer."""

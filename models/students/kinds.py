@@ -41,6 +41,11 @@ class EmformerConfig(EncoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.features != "log_mel":
+            raise ValueError(
+                f"features {self.features}: an emformer hears log_mel, with a mean that runs along; only a conformer "
+                "is trained on fbank"
+            )
         for name, least in (("segment_ms", 1), ("left_context_ms", 0), ("right_context_ms", 0)):
             value = getattr(self, name)
             if value % FRAME_MS or value < least:

@@ -11,6 +11,7 @@ import torchaudio
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mvqkd.models.decoding.beam import beam_transducer, modified_beam_transducer
 from mvqkd.models.decoding.greedy import BLANK, greedy_transducer
 from mvqkd.models.decoding.streaming import TransducerSearch
 from mvqkd.models.students.base import StudentLoss
@@ -144,6 +145,23 @@ class Transducer(EncodedStudent):
             context=Predictor.CONTEXT,
             device=self.output.weight.device,
         )
+
+    @torch.inference_mode()
+    def beam(
+        self, features_BTF: Tensor, lengths_B: Tensor, *, beam: int, modified: bool = False
+    ) -> list[list[int]]:
+        """See `Student.beam` and `beam_transducer`."""
+        encoded_BSD, frame_lengths_B = self.encoder(features_BTF, lengths_B)
+        search = modified_beam_transducer if modified else beam_transducer
+        found = search(
+            self.encoder_projection(encoded_BSD),
+            frame_lengths_B,
+            predict=self.predict,
+            join=self.join,
+            context=Predictor.CONTEXT,
+            beam=beam,
+        )
+        return [hypotheses[0].units for hypotheses in found]
 
     def predict(self, history_BC: Tensor) -> Tensor:
         """int64 (B, C) last units to what the joiner takes: (B, J)."""

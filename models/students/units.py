@@ -6,6 +6,8 @@ from typing import Protocol
 
 import sentencepiece
 
+BLANK_SYMBOL, SPACE_SYMBOL = "<blk>", "▁"
+
 
 class Units(Protocol):
     """Text to units and back. `kind` and `data` are what a checkpoint stores."""
@@ -20,6 +22,8 @@ class Units(Protocol):
     def encode(self, text: str) -> list[int]: ...
 
     def decode(self, units: Sequence[int]) -> str: ...
+
+    def symbols(self) -> list[str]: ...
 
 
 class CharUnits:
@@ -49,6 +53,10 @@ class CharUnits:
         """Text of `units`."""
         return "".join(self.data[unit - 1] for unit in units)
 
+    def symbols(self) -> list[str]:
+        """What stands for each unit in a `tokens.txt`, with `▁` for a space."""
+        return [BLANK_SYMBOL, *self.data.replace(" ", SPACE_SYMBOL)]
+
 
 class SentencePieceUnits:
     """SentencePiece unigram pieces; `data` is the serialized model, hexadecimal."""
@@ -69,6 +77,13 @@ class SentencePieceUnits:
     def decode(self, units: Sequence[int]) -> str:
         """Text of `units`."""
         return self._model.decode([unit - 1 for unit in units])
+
+    def symbols(self) -> list[str]:
+        """What stands for each unit in a `tokens.txt`, with `▁` for a space."""
+        return [
+            BLANK_SYMBOL,
+            *(self._model.id_to_piece(piece) for piece in range(self._model.get_piece_size())),
+        ]
 
 
 def train_units(kind: str, texts: Iterable[str], *, vocab_size: int) -> Units:

@@ -62,6 +62,7 @@ def decode_stage(run: Run, name: str | None = None) -> dict[str, Any]:
         )
     summary = {
         **asdict(totals),
+        **run.config.decode.model_dump(exclude={"beam"} if run.config.decode.search == "greedy" else set()),
         "errors": out.full_url("errors.jsonl"),
         "digest": record.digest,
         "against": against_others(run, name, [r for r in results if isinstance(r, Recognized)]),
@@ -108,6 +109,7 @@ def _outcomes(run: Run, name: str, plan: Plan) -> Sequence[Outcome]:
             root=run.corpus_root,
             options=run.config.storage.options,
             batch_seconds=run.config.student_settings(name)[1].batch_seconds,
+            decode=run.config.decode,
             threads=max(1, int(share.cpus)),
             use_gpu=share.gpus > 0,
         )

@@ -30,10 +30,17 @@ def start_from(student: Student, location: Location) -> list[str]:
 
     Raises:
         ArtifactError: there is no student, or a damaged one.
-        ValueError: the other one's weights are of another shape.
+        ValueError: the other one's weights are of another shape, or were trained on other features.
     """
     arrays, _ = load_artifact(location, NAME)
-    untrained = set(load_record(location).untrained)
+    record = load_record(location)
+    untrained = set(record.untrained)
+    features = record.student.get("features", "log_mel")
+    if features != student.feature_kind:
+        raise ValueError(
+            f"distill.init {location.url}: was trained on features {features}, this student takes "
+            f"{student.feature_kind}; give both the same student.features"
+        )
     own = student.state_dict()
     taken, stay = {}, []
     for name, tensor in own.items():

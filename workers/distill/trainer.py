@@ -62,7 +62,11 @@ class StudentTrainer:
         self._live = dict(live or {})
         self.model = model
         self._wrapped = wrap(model)
-        self._augment = Augment(settings, feature_rate_hz=model.student.feature_rate_hz)
+        self._augment = Augment(
+            settings,
+            feature_rate_hz=model.student.feature_rate_hz,
+            mask_value=model.student.mask_value,
+        )
         self.keeper = Keeper(model.student, settings, held_out)
         self._optimizer = torch.optim.AdamW(
             _decay_groups(model, settings.weight_decay), lr=settings.lr, betas=(0.9, 0.98)

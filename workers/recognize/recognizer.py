@@ -1,9 +1,9 @@
-"""Recognizing a test part with a trained student.
+"""Recognizing cuts with a trained student, and a test part with its transcripts.
 
-Shape suffixes: B utterances, T samples.
+Shape suffixes: B utterances, T samples or feature frames, F features.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from mvqkd.workers.decode_ahead import decoded_batches, length_sorted_batches
 from mvqkd.workers.distill.student_record import load_student
 from mvqkd.workers.plan import Shard, read_shard_cuts
 from mvqkd.workers.recognize.score import NotRecognized, Recognized
+from mvqkd.workers.recognize.settings import DecodeConfig
 from mvqkd.workers.teacher import choose_device
 
 DECODE_THREADS = 2
@@ -36,6 +37,7 @@ class RecognizeSettings:
         plan: folder of the test part's plan.
         root, options: where audio lies.
         batch_seconds: upper bound of a padded batch.
+        decode: how the student is searched.
         threads: of torch.
         use_gpu: whether the worker has one.
     """
@@ -45,6 +47,7 @@ class RecognizeSettings:
     root: str | None
     options: Mapping[str, str]
     batch_seconds: float
+    decode: DecodeConfig
     threads: int
     use_gpu: bool
 
@@ -57,6 +60,7 @@ class RecognizeSettings:
             units,
             loader=AudioLoader(student.frames.sample_rate_hz, s3=self.options, root=self.root),
             batch_seconds=self.batch_seconds,
+            decode=self.decode,
         )
         return ShardRecognizer(recognizer, self.plan)
 
@@ -88,20 +92,27 @@ class ShardRecognizer:
 
 
 class Recognizer:
-    """Greedy decoding of cuts.
+    """What a student hears in cuts.
 
     Args:
         student: trained, on its device.
         units: its output units.
         loader: audio at the student's rate.
         batch_seconds: upper bound of a padded batch.
+        decode: how the student is searched.
     """
 
     def __init__(
-        self, student: Student, units: Units, *, loader: AudioLoader, batch_seconds: float = 120.0
+        self,
+        student: Student,
+        units: Units,
+        *,
+        loader: Callable[[MonoCut], Tensor],
+        batch_seconds: float = 120.0,
+        decode: DecodeConfig | None = None,
     ) -> None:
         self._student, self._units, self._loader = student.eval(), units, loader
-        self._batch_seconds = batch_seconds
+        self._batch_seconds, self._decode = batch_seconds, decode or DecodeConfig()
         self._device = next(student.parameters()).device
 
     def __call__(self, cuts: Iterable[MonoCut]) -> Iterator[Recognized | NotRecognized]:
@@ -115,22 +126,38 @@ class Recognizer:
                 yield NotRecognized(cut_id=cut.id, problem=problem, duration_s=cut.duration)
             else:
                 usable.append(cut)
+        for cut, heard in self.texts(usable):
+            if isinstance(heard, UtteranceError):
+                yield NotRecognized(cut_id=cut.id, problem=heard.problem, duration_s=cut.duration)
+            else:
+                yield _compare(cut, heard)
+
+    def texts(self, cuts: Sequence[MonoCut]) -> Iterator[tuple[MonoCut, str | UtteranceError]]:
+        """Each cut and its text, or why there is none, longest first."""
         batches = length_sorted_batches(
-            usable, [cut.duration for cut in usable], batch_seconds=self._batch_seconds
+            cuts, [cut.duration for cut in cuts], batch_seconds=self._batch_seconds
         )
         loaded = decoded_batches(batches, self._features, threads=DECODE_THREADS)
         for batch, results in zip(batches, loaded, strict=True):
             good, features = [], []
             for cut, result in zip(batch, results, strict=True):
                 if isinstance(result, UtteranceError):
-                    yield NotRecognized(cut_id=cut.id, problem=result.problem, duration_s=cut.duration)
+                    yield cut, result
                 else:
                     good.append(cut)
                     features.append(result.to(self._device))
             if good:
                 lengths_B = torch.tensor([len(f) for f in features], device=self._device)
-                units = self._student.greedy(pad_sequence(features, batch_first=True), lengths_B)
-                yield from (_compare(cut, self._units.decode(u)) for cut, u in zip(good, units, strict=True))
+                found = self._search(pad_sequence(features, batch_first=True), lengths_B)
+                yield from zip(good, map(self._units.decode, found), strict=True)
+
+    def _search(self, features_BTF: Tensor, lengths_B: Tensor) -> list[list[int]]:
+        decode = self._decode
+        if decode.search == "greedy":
+            return self._student.greedy(features_BTF, lengths_B)
+        return self._student.beam(
+            features_BTF, lengths_B, beam=decode.beam, modified=decode.search == "modified_beam"
+        )
 
     def _features(self, cut: MonoCut) -> Tensor:
         waveform_T = self._loader(cut)
@@ -138,8 +165,7 @@ class Recognizer:
         if waveform_T.numel() < min_samples:
             raise UtteranceError(
                 cut.id,
-                f"{waveform_T.numel()} samples are too few for one frame of the student ({min_samples}); remove "
-                "it from the test part",
+                f"{waveform_T.numel()} samples are too few for one frame of the student ({min_samples}); leave it out",
             )
         return self._student.features(waveform_T)
 
