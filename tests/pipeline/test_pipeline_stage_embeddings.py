@@ -111,8 +111,6 @@ def test_what_needs_codes_says_so(run: Run, tree: dict[str, Any], tmp_path: Path
     with pytest.raises(StageError, match=r"table\.target is embeddings, and certify counts codes"):
         certify_stage(run)
     codes = make_run(tree, tmp_path)
-    with pytest.raises(ContractError, match=r"this table holds embeddings .* and codes are asked for"):
-        distill_stage(codes)
     fit_stage(codes)
     with pytest.raises(
         ContractError, match=r"table\.json: this table holds embeddings \(32 numbers a frame\)"
@@ -120,6 +118,18 @@ def test_what_needs_codes_says_so(run: Run, tree: dict[str, Any], tmp_path: Path
         extract_stage(codes)
     found = calibrate_stage(run, 1.0)
     assert found["quality"] is None and found["hours_per_worker_hour"] > 0
+
+
+def test_a_student_learns_from_embeddings(run: Run) -> None:
+    fit_stage(run)
+    extract_stage(run)
+    for distance in ("l1", "l2", "cosine"):
+        changed = {"distance": distance, "loss_scale": 0.01, "epochs": 8}
+        distill = run.config.distill.model_copy(update=changed)
+        of_distance = Run(run.config.model_copy(update={"distill": distill}))
+        distill_stage(of_distance)
+        losses = [p["head_losses"]["codebook"] for p in of_distance.reports.read("distill", "mvqkd")["curve"]]
+        assert losses[-1] < losses[0], distance
 
 
 def test_other_settings_and_another_teacher(run: Run, tree: dict[str, Any], tmp_path: Path) -> None:
