@@ -97,7 +97,8 @@ def spec_augment(
 ) -> Tensor:
     """A copy of (T, 80) with random stripes set to `fill`, the features' mean (SpecAugment, Park et al. 2019).
 
-    A time mask covers at most a quarter of the utterance, so that short ones keep their words.
+    A time mask covers at most a quarter of the utterance, so that short ones keep their words; a mask of frequencies
+    never covers all of them, and so nothing where a frame is one sample of a waveform.
     """
     out_TF = features_TF.clone()
     num_frames, num_bins = out_TF.shape
@@ -111,6 +112,6 @@ def spec_augment(
         start, end = stripe(min(max_time_frames, num_frames // 4), num_frames)
         out_TF[start:end] = fill
     for _ in range(freq_masks):
-        start, end = stripe(min(max_freq_bins, num_bins), num_bins)
+        start, end = stripe(min(max_freq_bins, num_bins - 1), num_bins)
         out_TF[:, start:end] = fill
     return out_TF

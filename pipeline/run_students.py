@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields, make_dataclass
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, PlainValidator, model_validator
+from pydantic import AfterValidator, Field, PlainValidator, ValidationError, model_validator
+from pydantic_core import InitErrorDetails
 
 from mvqkd.models.students.config import StudentConfig
 from mvqkd.models.students.kinds import KINDS, AnyStudentConfig, EmformerConfig, OwnConfig, of_kind
@@ -31,7 +32,8 @@ class _Emformer(_Checked, EmformerConfig):  # type: ignore[misc]  # as above
 
 
 class _Own(_Checked, OwnConfig):  # type: ignore[misc]  # as above
-    pass
+    # Again, since pydantic sees no default that a dataclass makes by a function.
+    options: dict[str, Any] = Field(default={})
 
 
 class _AnyKind(Section, extra="ignore"):
@@ -54,8 +56,32 @@ def student_config(value: Any) -> AnyStudentConfig:
     """The settings of a student, of values of a run file. Raises ValidationError for wrong ones."""
     if isinstance(value, AnyStudentConfig) and not isinstance(value, Section):
         return value
-    checked = section_of(value).model_validate(value).model_dump()
+    section = section_of(value)
+    _check_not_of_another_kind(value, section)
+    checked = section.model_validate(value).model_dump()
     return KINDS[checked["kind"]](**checked)
+
+
+def _check_not_of_another_kind(values: Mapping[str, Any], section: type[Section]) -> None:
+    """Raises ValidationError for keys that only other kinds have: to call them unknown would be no help."""
+    kind = section.model_fields["kind"].default
+    problems = [
+        InitErrorDetails(
+            type="value_error",
+            loc=(key,),
+            input=value,
+            ctx={
+                "error": ValueError(
+                    f"is a key of student.kind {' and '.join(others)}, not of {kind}; remove it"
+                )
+            },
+        )
+        for key, value in values.items()
+        if key not in section.model_fields
+        and (others := [name for name, other in _SECTIONS.items() if key in other.model_fields])
+    ]
+    if problems:
+        raise ValidationError.from_exception_data("student", problems)
 
 
 def merged_values(base: AnyStudentConfig, changed: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ SHAPE_SUFFIX = re.compile(r"\b[a-z_]+_[A-Z][A-Z0-9]{1,3}\b")
 FILES = sorted(path for room in ROOMS for path in (REPOSITORY / room).rglob("*.py"))
 OTHER_FILES = sorted(
     path
-    for folder in ("benchmarks", "demo", "mvqkd", "tests")
+    for folder in ("benchmarks", "demo", "examples", "mvqkd", "tests")
     for path in (REPOSITORY / folder).rglob("*.py")
 )
 

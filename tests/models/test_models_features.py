@@ -91,3 +91,20 @@ def test_a_tone_lies_at_its_frequency_at_any_rate() -> None:
 def test_rates_that_give_no_whole_hop_or_hardly_any_speech(rate_hz: int) -> None:
     with pytest.raises(ValueError, match=f"sample_rate_hz {rate_hz} gives no mel frames every 10 ms"):
         LogMel(rate_hz)
+
+
+def test_no_mask_of_frequencies_covers_all_of_a_frame() -> None:
+    """Where a frame is one sample of a waveform, a mask of frequencies would be silence."""
+    generator = torch.Generator().manual_seed(0)
+    for bins in (1, 3):
+        features_TF = torch.ones(50, bins)
+        for _ in range(20):
+            masked_TF = spec_augment(
+                features_TF,
+                time_masks=0,
+                max_time_frames=0,
+                freq_masks=1,
+                max_freq_bins=20,
+                generator=generator,
+            )
+            assert masked_TF.any(dim=1).all()

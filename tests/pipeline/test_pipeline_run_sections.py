@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from mvqkd.models.quantizer import FitConfig, FitSettings
 from mvqkd.models.students.config import StudentConfig
+from mvqkd.models.students.kinds import EmformerConfig, OwnConfig
 from mvqkd.pipeline.errors import ConfigError
 from mvqkd.pipeline.run_config import RunConfig, StudentOverrides
 from mvqkd.pipeline.run_file import config_from_text
@@ -80,6 +81,18 @@ def test_an_unknown_one_of_the_usual_students() -> None:
             "students.a.student: encoder_dim 144 is not a multiple of num_heads 7",
         ),
         (
+            "students.a.student={kind: emformer, conv_kernel: 7}",
+            "students.a.student.conv_kernel: is a key of student.kind conformer, not of emformer; remove it",
+        ),
+        (
+            "students.a.student={kind: own}",
+            "students.a.student.import_path: is missing; add it to the run file",
+        ),
+        (
+            "students.a.student.kind=zipformer",
+            "students.a.student.kind: input should be 'conformer', 'emformer' or 'own', not 'zipformer'",
+        ),
+        (
             "students.a.student.num_layers='6'",
             "students.a.student.num_layers: input should be a valid integer, not '6'",
         ),
@@ -99,6 +112,20 @@ def test_wrong_students_are_refused_with_their_key(override: str, message: str) 
     with pytest.raises(ConfigError) as caught:
         of("", override)
     assert message in str(caught.value)
+
+
+def test_students_of_other_kinds_keep_what_they_have_in_common() -> None:
+    config = of(
+        "student: {encoder_dim: 96, conv_kernel: 7, units: sentencepiece}\nstudents:\n"
+        "  live: {student: {kind: emformer, segment_ms: 320}}\n  fast: {student: {loss: ctc}}\n"
+        "  theirs: {student: {kind: own, import_path: 'a.b:C'}}\n"
+        "  wide: {student: {kind: own, import_path: 'a.b:C', options: {width: 8}}}\n"
+    )
+    live, fast, theirs, wide = (config.student_settings(name)[0] for name in config.student_names())
+    assert live == EmformerConfig(encoder_dim=96, units="sentencepiece", segment_ms=320)
+    assert fast == StudentConfig(encoder_dim=96, conv_kernel=7, units="sentencepiece", loss="ctc")
+    assert theirs == OwnConfig(import_path="a.b:C", units="sentencepiece")
+    assert wide == OwnConfig(import_path="a.b:C", options={"width": 8}, units="sentencepiece")
 
 
 def test_text_of_a_student_is_text() -> None:

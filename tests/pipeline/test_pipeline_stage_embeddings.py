@@ -123,8 +123,8 @@ def test_what_needs_codes_says_so(run: Run, tree: dict[str, Any], tmp_path: Path
 def test_a_student_learns_from_embeddings(run: Run) -> None:
     fit_stage(run)
     extract_stage(run)
-    for distance in ("l1", "l2", "cosine"):
-        changed = {"distance": distance, "loss_scale": 0.01, "epochs": 8}
+    for distance, scale in (("l1", 0.01), ("l2", 0.01), ("cosine", 1.0)):
+        changed = {"distance": distance, "loss_scale": scale, "epochs": 8}
         distill = run.config.distill.model_copy(update=changed)
         of_distance = Run(run.config.model_copy(update={"distill": distill}))
         distill_stage(of_distance)
