@@ -124,7 +124,7 @@ def test_a_student_learns_from_embeddings(run: Run) -> None:
     fit_stage(run)
     extract_stage(run)
     for distance, scale in (("l1", 0.01), ("l2", 0.01), ("cosine", 1.0)):
-        changed = {"distance": distance, "loss_scale": scale, "epochs": 8}
+        changed = {"distance": distance, "loss_scale": scale, "epochs": 30, "lr": 5e-3}
         distill = run.config.distill.model_copy(update=changed)
         of_distance = Run(run.config.model_copy(update={"distill": distill}))
         distill_stage(of_distance)
