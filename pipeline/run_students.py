@@ -57,7 +57,8 @@ def student_config(value: Any) -> AnyStudentConfig:
     if isinstance(value, AnyStudentConfig) and not isinstance(value, Section):
         return value
     section = section_of(value)
-    _check_not_of_another_kind(value, section)
+    if isinstance(value, Mapping):
+        _check_not_of_another_kind(value, section)
     checked = section.model_validate(value).model_dump()
     return KINDS[checked["kind"]](**checked)
 

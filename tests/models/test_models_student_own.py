@@ -1,5 +1,10 @@
 """A student of one's own, in ten lines, goes through all that ours does."""
 
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
 import pytest
 import torch
 from students_fakes import TinyStudent
@@ -8,6 +13,8 @@ from torch import nn
 from mvqkd.models.distillation.heads import CodesHead, EmbeddingHead
 from mvqkd.models.distillation.model import AttachedHead, DistillationModel
 from mvqkd.models.students.base import Student, StudentFrames
+from mvqkd.models.students.build import build_student
+from mvqkd.models.students.kinds import OwnConfig
 
 
 def test_what_it_says_of_itself() -> None:
@@ -60,3 +67,21 @@ def test_what_is_missing_is_said_when_it_is_built() -> None:
 
     with pytest.raises(TypeError, match=r"abstract.*greedy.*loss"):
         Nothing()
+
+
+def test_the_one_on_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "students.md").read_text()
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "class " in block)
+    module = ModuleType("on_the_page")
+    exec(code, module.__dict__)
+    monkeypatch.setitem(sys.modules, "on_the_page", module)
+    student = build_student(OwnConfig(import_path="on_the_page:Recurrent", options={"width": 24}), 5)
+    features_BTF, lengths_B = torch.randn(2, 20, 80), torch.tensor([20, 14])
+    head = AttachedHead(layer=1, scale=0.1, head=CodesHead(24, 2, 8))
+    model = DistillationModel(student, {"codes": head})
+    units_BU, unit_lengths_B = torch.tensor([[1, 2], [3, 0]]), torch.tensor([2, 1])
+    losses = model(features_BTF, lengths_B, units_BU, unit_lengths_B, {"codes": torch.randint(8, (2, 20, 2))})
+    losses.total.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert student.encode(features_BTF, lengths_B).tolist() == [20, 14]
+    assert len(student.greedy(features_BTF, lengths_B)) == 2

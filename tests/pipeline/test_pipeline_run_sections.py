@@ -106,6 +106,7 @@ def test_an_unknown_one_of_the_usual_students() -> None:
         ("students={}", "students: names no student"),
         ("students.baseline={}", "students.baseline: its distill.loss_scale is 0.1"),
         ("students.a=3", "students.a: has keys and values below it, not 3"),
+        ("student=3", "student: has keys and values below it, not 3"),
     ],
 )
 def test_wrong_students_are_refused_with_their_key(override: str, message: str) -> None:
