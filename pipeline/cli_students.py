@@ -37,20 +37,21 @@ class Device(StrEnum):
 
 def transcribe(
     student: Student,
-    files: Annotated[
-        list[str], typer.Argument(metavar="FILES...", help="Audio files.", show_default=False)
-    ],
+    files: Annotated[list[str], typer.Argument(metavar="FILES...", help="Audio files.", show_default=False)],
     set_: Overrides = None,
     name: StudentName = None,
     search: Annotated[
         Search | None, typer.Option("--search", help="By default as the run file says, or greedy.")
     ] = None,
     beam: Annotated[
-        int | None, typer.Option("--beam", min=1, max=64, help="Hypotheses; without --search, of beam search.")
+        int | None,
+        typer.Option("--beam", min=1, max=64, help="Hypotheses; without --search, of beam search."),
     ] = None,
     window: Annotated[
         float,
-        typer.Option("--window", metavar="S", help="Longer files are cut where it is quiet; as long as training's."),
+        typer.Option(
+            "--window", metavar="S", help="Longer files are cut where it is quiet; as long as training's."
+        ),
     ] = 30.0,
     channel: Annotated[
         int | None, typer.Option("--channel", min=0, help="To hear one channel; all are averaged by default.")
@@ -73,7 +74,9 @@ def transcribe(
 
         trained = find_trained(student, name, set_ or [])
         if search is Search.GREEDY and beam is not None:
-            raise StageError(f"--beam {beam}: greedy search keeps one hypothesis; leave it out, or take --search beam")
+            raise StageError(
+                f"--beam {beam}: greedy search keeps one hypothesis; leave it out, or take --search beam"
+            )
         wanted = trained.decode.model_dump()
         wanted["beam"] = wanted["beam"] if beam is None else beam
         if search is not None:

@@ -1,8 +1,8 @@
 """The run configuration: its sections put together, and what they demand of one another.
 
 Sections are the rooms of a run: `corpus`, `teacher`, `quantizer`, `extract`, `table`, `student`, `distill`,
-`students`, `decode`, `cluster`, `storage`. Each stands next to the code that it configures, those of the driver stand here.
-`run_file` reads them from YAML. Nothing here needs torch, Ray or Lhotse, so a wrong run file is told at once.
+`students`, `decode`, `cluster`, `storage`. Each stands next to the code that it configures, those of the driver stand
+here. `run_file` reads them from YAML. Nothing here needs torch, Ray or Lhotse, so a wrong run file is told at once.
 """
 
 import re

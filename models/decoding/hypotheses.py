@@ -68,7 +68,9 @@ class Hypotheses:
 
     def history(self, context: int) -> Tensor:
         """int64 (B, K, C): the last units, blank before the first."""
-        position_BKC = self.lengths_BK.unsqueeze(-1) + torch.arange(-context, 0, device=self.lengths_BK.device)
+        position_BKC = self.lengths_BK.unsqueeze(-1) + torch.arange(
+            -context, 0, device=self.lengths_BK.device
+        )
         if not self.units_BKU.shape[-1]:
             return torch.full_like(position_BKC, BLANK)
         units_BKC = self.units_BKU.gather(2, position_BKC.clamp_min(0))

@@ -16,8 +16,8 @@ class StudentConfig:
 
     `sample_rate_hz` is of the audio that the student takes, whatever its teacher takes; from 8,000, and a multiple of
     100 for whole hops of 10 ms. `features` is `log_mel`, normalized over the utterance, or `fbank`, Kaldi's, which
-    Lhotse, icefall and sherpa-onnx compute too and whose frames lie 5 ms later. `units` is `char` or `sentencepiece` (then `vocab_size` pieces, trained on the
-    transcripts).
+    Lhotse, icefall and sherpa-onnx compute too and whose frames lie 5 ms later. `units` is `char` or
+    `sentencepiece` (then `vocab_size` pieces, trained on the transcripts).
 
     Raises:
         ValueError: sizes that do not fit together; the message begins with the field's name.

@@ -1,8 +1,8 @@
 """A trained transducer as ONNX files that sherpa-onnx runs: encoder, decoder (the predictor), joiner, tokens.
 
 Inputs, outputs and metadata are those of the Conformer and Zipformer transducers that icefall exports, which
-`sherpa_onnx.OfflineRecognizer.from_transducer` takes. The packages `onnx`, `onnxscript` and `onnxruntime` are needed, and
-imported only here.
+`sherpa_onnx.OfflineRecognizer.from_transducer` takes. The packages `onnx`, `onnxscript` and `onnxruntime` are needed,
+and imported only here.
 
 Shape suffixes: N utterances, T feature frames, F mel bins, S encoder frames, J joiner channels, C units of context.
 """
@@ -149,8 +149,8 @@ def tokens_text(units: Units) -> str:
 def _exportable(student: Student) -> ConformerTransducer:
     if not isinstance(student, ConformerTransducer):
         raise OnnxExportError(
-            f"a {type(student).__name__} has no encoder, predictor and joiner that sherpa-onnx runs; export a Conformer "
-            "transducer"
+            f"a {type(student).__name__} has no encoder, predictor and joiner that sherpa-onnx runs; export a "
+            "Conformer transducer"
         )
     if student.feature_kind != "fbank" or student.frames.sample_rate_hz != SAMPLE_RATE_HZ:
         raise OnnxExportError(
@@ -246,6 +246,6 @@ def _compare(folder: Path, student: ConformerTransducer) -> None:
         off = float(((found - expected).abs() / expected.abs().clamp_min(1)).max())
         if not off <= TOLERANCE:
             raise OnnxExportError(
-                f"the exported models differ from the student by {off:g}, more than {TOLERANCE:g}: this version of torch "
-                f"({torch.__version__}) exports them wrongly; take another one"
+                f"the exported models differ from the student by {off:g}, more than {TOLERANCE:g}: this version of "
+                f"torch ({torch.__version__}) exports them wrongly; take another one"
             )

@@ -6,7 +6,6 @@ from typing import Protocol
 
 import sentencepiece
 
-
 BLANK_SYMBOL, SPACE_SYMBOL = "<blk>", "▁"
 
 
@@ -81,7 +80,10 @@ class SentencePieceUnits:
 
     def symbols(self) -> list[str]:
         """What stands for each unit in a `tokens.txt`, with `▁` for a space."""
-        return [BLANK_SYMBOL, *(self._model.id_to_piece(piece) for piece in range(self._model.get_piece_size()))]
+        return [
+            BLANK_SYMBOL,
+            *(self._model.id_to_piece(piece) for piece in range(self._model.get_piece_size())),
+        ]
 
 
 def train_units(kind: str, texts: Iterable[str], *, vocab_size: int) -> Units:

@@ -64,6 +64,8 @@ def find_trained(where: str, name: str | None, overrides: Sequence[str]) -> Trai
         config.student_settings(name)
         return Trained(location=Run(config).student(name), decode=config.decode)
     if name is not None:
-        raise StageError(f"--student {name} is of a run file, but {where} is a folder; name {where}/{name} or the file")
+        raise StageError(
+            f"--student {name} is of a run file, but {where} is a folder; name {where}/{name} or the file"
+        )
     options = load_storage_config(where, overrides).options
     return Trained(location=open_location(where, options=options), decode=DecodeConfig())

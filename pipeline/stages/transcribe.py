@@ -25,7 +25,7 @@ class TranscribeSettings:
 def transcribe(
     trained: Trained, files: Sequence[str], settings: TranscribeSettings, *, as_json: bool
 ) -> dict[str, Any]:
-    """Print a line for each file: its name, a tab and its text, or JSON. What cannot be read is named on standard error.
+    """Print a line for each file: its name, a tab and its text, or JSON. Standard error names what cannot be read.
 
     Returns:
         How many files there were, how many failed, and how long all took.

@@ -110,7 +110,7 @@ def test_ctc_with_a_beam_that_holds_all(seed: int) -> None:
         expected = all_texts_of_ctc(logits_SV)
         assert_same(one, expected)
         assert tuple(one[0].units) == max(expected, key=expected.__getitem__)
-    assert any((1, 1) == tuple(h.units)[:2] for h in found[0])
+    assert any(tuple(h.units)[:2] == (1, 1) for h in found[0])
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -150,7 +150,9 @@ def padded_with_blank(frames: list[torch.Tensor]) -> tuple[torch.Tensor, torch.T
 
 
 def test_a_beam_of_one_of_sure_ctc_is_greedy_search() -> None:
-    logits = [torch.randn(length, 5, generator=torch.Generator().manual_seed(length)) * 50 for length in (40, 9)]
+    logits = [
+        torch.randn(length, 5, generator=torch.Generator().manual_seed(length)) * 50 for length in (40, 9)
+    ]
     assert [one[0].units for one in beam_ctc(*padded(logits), beam=1)] == greedy_ctc(*padded(logits))
 
 

@@ -103,7 +103,9 @@ class Transcriber:
         batch_seconds: float = 120.0,
     ) -> None:
         if not window_s >= SHORTEST_WINDOW_S:
-            raise ValueError(f"windows of {window_s:g} s cut too many words; take {SHORTEST_WINDOW_S:g} s or more")
+            raise ValueError(
+                f"windows of {window_s:g} s cut too many words; take {SHORTEST_WINDOW_S:g} s or more"
+            )
         self._window_s, self._channel, self._batch_seconds = window_s, channel, batch_seconds
         self._audio = AudioLoader(student.frames.sample_rate_hz)
         self._sample_rate_hz = student.frames.sample_rate_hz
@@ -147,13 +149,12 @@ class Transcriber:
             recording = _recording(file.name)
             if self._channel is not None and self._channel not in recording.channel_ids:
                 raise UtteranceError(
-                    file.name, f"has no channel {self._channel}, only {recording.channel_ids}; choose another one"
+                    file.name,
+                    f"has no channel {self._channel}, only {recording.channel_ids}; choose another one",
                 )
             file.duration_s = recording.duration
             channel = recording.channel_ids[0] if self._channel is None else self._channel
-            part = partial(
-                MonoCut, id=file.name, channel=channel, recording=recording, custom={"file": file}
-            )
+            part = partial(MonoCut, id=file.name, channel=channel, recording=recording, custom={"file": file})
             start = 0.0
             while recording.duration - start > self._window_s and file.problem is None:
                 end = self._quiet_end(part, start, recording.duration)
@@ -188,7 +189,9 @@ class Transcriber:
             if error.__cause__ is None:
                 raise
             # The loader's words are about manifests, and there is none here.
-            raise UtteranceError(cut.id, "the audio is damaged and cannot be decoded; write it again") from error
+            raise UtteranceError(
+                cut.id, "the audio is damaged and cannot be decoded; write it again"
+            ) from error
         return each[0] if len(each) == 1 else torch.stack(each).mean(dim=0)
 
 
@@ -217,6 +220,7 @@ def _recording(name: str) -> Recording:
         ) from error
     if not 0 < recording.duration < _LONGEST_S or not math.isfinite(recording.duration):
         raise UtteranceError(
-            name, f"lasts {recording.duration:g} s by its header, so it has no audio or a damaged header; write it again"
+            name,
+            f"lasts {recording.duration:g} s by its header, so it has no audio or a damaged header; write it again",
         )
     return recording
