@@ -161,21 +161,21 @@ def test_tokens_of_pieces() -> None:
     assert heard == texts[0]
 
 
-def test_what_cannot_be_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_exported(tmp_path: Path) -> None:
     with pytest.raises(OnnxExportError, match=r"features log_mel at 16000 Hz.*student\.features fbank"):
         export_onnx(small_conformer(), UNITS, tmp_path)
     with pytest.raises(OnnxExportError, match=r"fbank at 8000 Hz"):
         export_onnx(small_conformer(features="fbank", sample_rate_hz=8_000), UNITS, tmp_path)
     with pytest.raises(OnnxExportError, match="a TinyStudent has no encoder, predictor and joiner"):
         export_onnx(TinyStudent(6), UNITS, tmp_path)
-    with pytest.raises(OnnxExportError, match=r"\['\\\\t'\] cannot stand in tokens.txt"):
+    with pytest.raises(OnnxExportError, match=r"\['\\t'\] cannot stand in tokens\.txt"):
         export_onnx(small_conformer(features="fbank"), CharUnits("\tA"), tmp_path)
     with pytest.raises(OnnxExportError, match="'▁'"):
         tokens_text(CharUnits(" ▁A"))
     assert not list(tmp_path.iterdir())
 
 
-def test_other_numbers_than_torchs_are_refused(trained, folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_numbers_than_torchs_are_refused(trained, folder) -> None:
     exporter._compare(folder, trained)
     other = small_conformer(len(UNITS), features="fbank", encoder_dim=32, joiner_dim=32).eval()
     with pytest.raises(OnnxExportError, match="differ from the student by"):

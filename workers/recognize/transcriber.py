@@ -78,7 +78,7 @@ class Transcriber:
     """Recognizes files, some together in a batch, in bounded memory.
 
     Audio of another rate is resampled, channels are averaged unless one is chosen. A file longer than `window_s` is
-    heard in windows that end where it is quiet: in the middle of the quietest 0.2 s of their last third, of at most 5 s.
+    heard in windows that end where it is quiet: in the middle of the quietest 0.2 s of their last third, at most 5 s.
 
     Args:
         student: trained, on its device.
