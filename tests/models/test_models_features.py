@@ -1,10 +1,11 @@
-"""Log-mel features and their masks."""
+"""Log-mel and Kaldi features, and their masks."""
 
+import lhotse
 import pytest
 import torch
 import torchaudio
 
-from mvqkd.models.features import NUM_MEL_BINS, LogMel, spec_augment
+from mvqkd.models.features import NUM_MEL_BINS, Fbank, LogMel, feature_extractor, spec_augment
 
 
 def masked(features_TF: torch.Tensor, seed: int = 0, **changes: int) -> torch.Tensor:
@@ -108,3 +109,40 @@ def test_no_mask_of_frequencies_covers_all_of_a_frame() -> None:
                 generator=generator,
             )
             assert masked_TF.any(dim=1).all()
+
+
+@pytest.mark.parametrize("num_samples", [1039, 1040, 1199, 1200, 15_999, 16_079, 16_080, 48_123])
+def test_fbank_is_lhotses(num_samples: int) -> None:
+    """And so icefall's; sherpa-onnx has the same options."""
+    waveform = 0.1 * torch.randn(num_samples, generator=torch.Generator().manual_seed(num_samples))
+    waveform[: num_samples // 3] = 0.0
+    theirs = torch.from_numpy(lhotse.Fbank().extract(waveform.numpy(), 16_000))
+    ours = Fbank()(waveform)
+    assert ours.dtype == torch.float32 and len(ours) == (num_samples + 80) // 160
+    torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=0)
+    assert float((ours - theirs).abs().mean()) < 1e-5
+
+
+@pytest.mark.parametrize("rate_hz", [8_000, 16_000, 44_100])
+def test_frames_of_fbank_lie_five_milliseconds_later(rate_hz: int) -> None:
+    for frame in (0, 40):
+        waveform = 0.001 * torch.randn(rate_hz, generator=torch.Generator().manual_seed(0))
+        waveform[round((0.005 + 0.01 * frame) * rate_hz)] += 1.0
+        features_TF = Fbank(rate_hz)(waveform)
+        assert features_TF.shape == (100, 80) and features_TF.isfinite().all()
+        heard = features_TF.mean(dim=1)
+        assert int(heard.argmax()) == frame
+        # In the middle of its frame it is as loud in the one before as in the one after.
+        assert frame == 0 or abs(float(heard[frame - 1] - heard[frame + 1])) < 0.5
+
+
+def test_kinds_of_features_and_what_masks_are() -> None:
+    assert isinstance(feature_extractor("fbank", 16_000), Fbank)
+    assert isinstance(feature_extractor("log_mel", 8_000), LogMel)
+    with pytest.raises(ValueError, match="sample_rate_hz 11025"):
+        feature_extractor("fbank", 11_025)
+    out_TF = spec_augment(
+        torch.ones(100, NUM_MEL_BINS), time_masks=2, max_time_frames=10, freq_masks=0, max_freq_bins=0, fill=-8.0,
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    assert set(out_TF.unique().tolist()) == {-8.0, 1.0}

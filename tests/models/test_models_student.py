@@ -196,6 +196,7 @@ def test_learns_by_heart() -> None:
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\)"),
         ({"sample_rate_hz": 11_025}, "sample_rate_hz 11025 gives no mel frames every 10 ms"),
         ({"sample_rate_hz": 4_000}, "sample_rate_hz 4000 .* from 8000"),
+        ({"features": "mfcc"}, "features must be log_mel or fbank, not 'mfcc'"),
         ({"units": "words"}, "units must be char or sentencepiece, not 'words'"),
     ],
 )
@@ -223,6 +224,45 @@ def test_records_of_before_there_were_rates() -> None:
     assert "sample_rate_hz" not in CONFIG.to_dict() and StudentConfig(**CONFIG.to_dict()) == CONFIG
     other = replace(CONFIG, sample_rate_hz=8_000)
     assert other.to_dict()["sample_rate_hz"] == 8_000 and StudentConfig(**other.to_dict()) == other
+
+
+@pytest.mark.parametrize("rate_hz", [8_000, 16_000, 48_000])
+def test_a_student_of_fbank(rate_hz: int) -> None:
+    config = replace(CONFIG, sample_rate_hz=rate_hz, features="fbank")
+    assert config.to_dict()["features"] == "fbank" and "features" not in CONFIG.to_dict()
+    assert StudentConfig(**config.to_dict()) == config
+    student = ConformerTransducer(config, 6).eval()
+    frames = student.frames
+    # Frame 0 sees frames 0 to 6 of fbank, the middle of which is at 35 ms.
+    assert (frames.frame_rate_hz, frames.frame_offset_s) == (25.0, 0.035)
+    for samples, expected in ((frames.min_samples - 1, 0), (frames.min_samples, 1), (2 * rate_hz, 49)):
+        assert student.num_frames(len(student.features(torch.randn(samples)))) == expected
+    features_BTF, lengths_B = padded([student.features(torch.randn(2 * rate_hz))])
+    assert student.encoder(features_BTF, lengths_B)[0].shape[1] == 49
+    assert set(student.state_dict()) == set(make_student().state_dict())
+
+
+def test_fbank_comes_to_the_layers_in_the_range_of_log_mel() -> None:
+    student = ConformerTransducer(replace(CONFIG, features="fbank"), 6).eval()
+    subsampling = student.encoder.subsampling
+    plain = Subsampling(16).eval()
+    plain.load_state_dict(subsampling.state_dict())
+    fbank_BTF = torch.randn(1, 40, 80, generator=torch.Generator().manual_seed(0)) * 4 - 7.5
+    torch.testing.assert_close(subsampling(fbank_BTF), plain((fbank_BTF + 7.5) / 4))
+    assert student.mask_value(fbank_BTF[0]) == pytest.approx(-7.5, abs=0.2)
+    assert make_student().mask_value(fbank_BTF[0]) == 0.0
+
+
+def test_beams_of_the_student() -> None:
+    student = make_student(num_units=12).eval()
+    unsettle_batch_norm(student)
+    with torch.no_grad():
+        student.output.weight *= 4
+    batch = padded(make_features([120, 43, 12, 75]))
+    assert student.beam(*batch, beam=1, modified=True) == student.greedy(*batch, max_units_per_frame=1)
+    wide, modified = student.beam(*batch, beam=4), student.beam(*batch, beam=4, modified=True)
+    assert len(wide) == len(modified) == 4 and wide != modified
+    assert any(wide) and all(0 not in units for units in wide + modified)
 
 
 def test_names_of_weights_are_those_of_before() -> None:

@@ -43,7 +43,7 @@ def test_codes_alone_and_then_with_transcripts(done: Done, tmp_path: Path) -> No
     }
     key = "encoder.layers.0.ffn1.sequential.1.weight"
     np.testing.assert_allclose(weights["run"][key], weights["pre"][key], atol=1e-5)
-    assert not np.allclose(weights["plain"][key], weights["pre"][key], atol=1e-3)
+    assert not np.allclose(weights["plain"][key], weights["pre"][key], atol=1e-4, rtol=0)
     assert decode_stage(run)["utterances"] == 3
     with pytest.raises(StageError, match=r"distill\.init: .*name the folder of a student that was trained"):
         distill_stage(make_run(tree, tmp_path, *QUICK, f"distill.init={tmp_path}/nowhere"))

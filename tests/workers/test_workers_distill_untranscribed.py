@@ -1,6 +1,7 @@
 """Speech without transcripts: mixed in at a ratio, out of the table or of another one, or all there is."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,9 @@ def test_a_start_of_another_size_is_refused(make_table: MakeTable, tmp_path: Pat
         ValueError, match=r"other: .* is of shape \(3, 8\) there and \(8, 8\) here; give both"
     ):
         start_from(ConformerTransducer(STUDENT, len(UNITS)), place)
+    other = ConformerTransducer(replace(STUDENT, features="fbank"), 3)
+    with pytest.raises(ValueError, match=r"trained on features log_mel, this student takes fbank"):
+        start_from(other, place)
 
 
 def test_what_makes_no_sense_is_refused() -> None:

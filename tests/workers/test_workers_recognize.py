@@ -8,12 +8,14 @@ import torch
 from lhotse import MonoCut
 from workers_fakes import make_cuts
 
+from mvqkd.models.students.base import Student
 from mvqkd.models.students.config import StudentConfig
 from mvqkd.models.students.transducer import ConformerTransducer
 from mvqkd.models.students.units import CharUnits
 from mvqkd.workers.audio import AudioLoader
 from mvqkd.workers.recognize.recognizer import Recognizer
 from mvqkd.workers.recognize.score import NotRecognized, Recognized, score
+from mvqkd.workers.recognize.settings import DecodeConfig
 
 STUDENT = StudentConfig(encoder_dim=16, num_layers=1, num_heads=2, ffn_dim=32, conv_kernel=5)
 UNITS = CharUnits(" abcdefghijklmnopqrstuvwxyz")
@@ -96,3 +98,33 @@ def test_batches_do_not_change_what_is_recognized(tmp_path: Path) -> None:
 
     together, alone = texts(100.0), texts(0.1)
     assert together == alone and len(set(together.values())) > 1
+
+
+def test_search_is_as_the_section_decode_says(tmp_path: Path) -> None:
+    cuts = make_cuts(tmp_path, [0.9, 0.5, 0.7], texts=["a"])
+    torch.manual_seed(2)
+    student = ConformerTransducer(STUDENT, len(UNITS)).eval()
+    with torch.no_grad():
+        student.output.weight *= 3
+
+    def texts(**keys: object) -> list[str]:
+        recognizer = Recognizer(
+            student, UNITS, loader=AudioLoader(16_000), decode=DecodeConfig.model_validate(keys)
+        )
+        return [r.hypothesis for r in recognizer(cuts) if isinstance(r, Recognized)]
+
+    def found(**options: object) -> list[str]:
+        loaded = [
+            student.features(AudioLoader(16_000)(cut)) for cut in sorted(cuts, key=lambda c: -c.duration)
+        ]
+        one = (student.beam(f[None], torch.tensor([len(f)]), **options)[0] for f in loaded)  # type: ignore[arg-type]
+        return [" ".join(UNITS.decode(units).split()) for units in one]
+
+    assert texts(search="beam", beam=3) == found(beam=3)
+    assert texts(search="modified_beam", beam=2) == found(beam=2, modified=True)
+    assert len({tuple(texts()), tuple(texts(search="beam")), tuple(texts(search="modified_beam"))}) == 3
+    with pytest.raises(ValueError, match=r"has no `beam`.*decode\.search greedy"):
+        Student.beam(student, torch.zeros(1, 9, 80), torch.tensor([9]), beam=2)
+    for wrong in ({"beam": 0}, {"search": "best"}, {"beam": 4.5}):
+        with pytest.raises(ValueError, match=r"beam|search"):
+            DecodeConfig.model_validate(wrong)

@@ -221,6 +221,6 @@ def _recording(name: str) -> Recording:
     if not 0 < recording.duration < _LONGEST_S or not math.isfinite(recording.duration):
         raise UtteranceError(
             name,
-            f"lasts {recording.duration:g} s by its header: no audio, or a damaged header; write it again",
+            f"lasts {recording.duration:g} s by its header, so it has no audio or a damaged header; write it again",
         )
     return recording
