@@ -126,9 +126,9 @@ class Student(nn.Module, ABC):
             int64 (B,): how many of the student's frames count.
 
         Raises:
-            NotImplementedError: the student does not say how.
+            ValueError: the student does not say how.
         """
-        raise NotImplementedError(
+        raise ValueError(
             f"{type(self).__name__} has no `encode`, which runs its layers without a loss: speech without transcripts "
             "(distill.untranscribed, distill.pretrain) needs it"
         )
