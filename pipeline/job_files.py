@@ -17,6 +17,7 @@ from mvqkd.pipeline.run_config import RunConfig
 from mvqkd.pipeline.run_file import load_config
 from mvqkd.pipeline.run_folder import digest
 from mvqkd.storage.location import is_url
+from mvqkd.workers.distill.settings import DistillConfig
 
 STAGES = ("plan", "fit", "calibrate", "certify", "extract", "distill", "decode", "run")
 LARGEST_UPLOAD = 20 << 20
@@ -168,11 +169,13 @@ def refuse_own_folders(config: RunConfig) -> None:
     Raises:
         ConfigError: a place of the run is named by a relative path, which is another one there.
     """
-    places = {
+    places: dict[str, str | None] = {
         "storage.root": config.storage.root,
         "table.path": config.table.path,
         "corpus.root": config.corpus.root,
     }
+    for name in config.student_names():
+        places |= _places_of(config.student_settings(name)[1])
     wrong = [f"{key} {path}" for key, path in places.items() if path and not _is_full(path)]
     if not _is_full(config.teacher.path) and Path(config.teacher.path).exists():
         wrong.append(f"teacher.path {config.teacher.path}")
@@ -181,6 +184,16 @@ def refuse_own_folders(config: RunConfig) -> None:
             f"{', '.join(wrong)}: relative paths, which a job on a cluster takes from a folder of its own that is "
             "deleted after it; write s3://..., or the full path of a folder that all machines mount"
         )
+
+
+def _places_of(distill: DistillConfig) -> dict[str, str | None]:
+    """What a training reads besides the run's own table."""
+    places: dict[str, str | None] = {"distill.noise": distill.noise, "distill.init": distill.init}
+    places |= {f"distill.targets.{name}.table": target.table for name, target in distill.targets.items()}
+    for number, other in enumerate(distill.untranscribed_from):
+        where = f"distill.untranscribed_from.{number}"
+        places |= {f"{where}.table": other.table, f"{where}.root": other.root}
+    return places
 
 
 def _named(path: Path) -> Iterator[Path]:

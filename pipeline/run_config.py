@@ -183,6 +183,11 @@ class RunConfig(Section, strict=False):
                     f"{where}{key} {layer} is beyond the last layer of the student (student.num_layers "
                     f"{student.num_layers})"
                 )
+        if not isinstance(student, OwnConfig) and student.loss == "ctc" and distill.ctc_scale:
+            raise ValueError(
+                f"{where}distill.ctc_scale {distill.ctc_scale:g} is of a CTC loss beside a transducer's, but "
+                "student.loss is ctc alone; set it to 0 there"
+            )
         self._check_longest(f"{where}distill", distill.batch_seconds)
 
     def _check_longest(self, key: str, batch_seconds: float) -> None:

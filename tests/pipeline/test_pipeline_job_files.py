@@ -103,6 +103,12 @@ def test_places_that_are_others_in_a_job(project: Path) -> None:
     ):
         prepared(overrides=["storage.root=runs/x", "teacher.path=teacher"])
     prepared(overrides=["storage.root=s3://bucket/x", "teacher.path=facebook/hubert-large-ll60k"])
+    with pytest.raises(
+        ConfigError, match=r"distill\.noise musan, distill\.init old/students/a: relative paths"
+    ):
+        prepared(
+            overrides=["storage.root=s3://bucket/x", "distill.noise=musan", "distill.init=old/students/a"]
+        )
 
 
 def test_what_cannot_be_submitted(project: Path) -> None:

@@ -115,6 +115,12 @@ def test_wrong_students_are_refused_with_their_key(override: str, message: str) 
     assert message in str(caught.value)
 
 
+def test_ctc_alone_has_no_ctc_beside_it() -> None:
+    with pytest.raises(ConfigError, match=r"students\.fast: distill\.ctc_scale 0\.3 is of a CTC loss beside"):
+        of("distill: {ctc_scale: 0.3}\nstudents: {fast: {student: {loss: ctc}}}\n")
+    of("distill: {ctc_scale: 0.3}\nstudents: {fast: {student: {loss: ctc}, distill: {ctc_scale: 0.0}}}\n")
+
+
 def test_students_of_other_kinds_keep_what_they_have_in_common() -> None:
     config = of(
         "student: {encoder_dim: 96, conv_kernel: 7, units: sentencepiece}\nstudents:\n"
