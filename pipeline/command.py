@@ -76,7 +76,7 @@ def finish(
         raise typer.Exit(2) from error
     except KeyboardInterrupt as error:
         print("mvqkd: interrupted; the same command goes on where it stopped", file=sys.stderr)
-        raise typer.Exit(143 if isinstance(error, Terminated) else 130) from error
+        raise typer.Exit(143 if Terminated.was_raised else 130) from error
     if as_json:
         print(json_line(result), flush=True)
     elif show is not None:

@@ -1,5 +1,7 @@
 """What a command says and ends with when it cannot do its work; light, so that every command may import it."""
 
+from typing import ClassVar
+
 
 class ConfigError(ValueError):
     """The run file or an override is wrong; the message holds the key's path and a remedy."""
@@ -10,7 +12,18 @@ class StageError(RuntimeError):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: ends a command as Ctrl-C does."""
+    """SIGTERM: ends a command as Ctrl-C does.
+
+    Attributes:
+        was_raised: in this process. Where Ray's own code is interrupted, it raises a KeyboardInterrupt of its own in
+            the place of what the handler of the signal raised.
+    """
+
+    was_raised: ClassVar[bool] = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        Terminated.was_raised = True
 
 
 class PoolError(RuntimeError):
