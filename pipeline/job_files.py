@@ -21,7 +21,7 @@ from mvqkd.workers.distill.settings import DistillConfig
 
 STAGES = ("plan", "fit", "calibrate", "certify", "extract", "distill", "decode", "run")
 LARGEST_UPLOAD = 20 << 20
-"""Bytes. The head node keeps what jobs bring in its memory, and the whole program has less than one of these MiB."""
+"""Bytes. The head node keeps what jobs bring in its memory, and the whole program has less than two of these MiB."""
 _ROOMS = ("models", "pipeline", "storage", "workers")
 _NAMED_FILES = 3
 AS_JSON = "--json"

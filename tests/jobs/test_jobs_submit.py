@@ -38,7 +38,7 @@ def test_submitted_killed_resumed(head: RayHead, done: Done, tmp_path: Path) -> 
     first = command.start("extract")
     name = wait_for(lambda: re.search(r"submitted (mvqkd-extract-\w+-1): python", first.errors()))[1]
     assert re.search(
-        r"uploaded mvqkd [\d.]+: \d+ Python files, 0\.\d MB\nuploaded run.yaml: 0.\d kB", first.errors()
+        r"uploaded mvqkd [\d.]+: \d+ Python files, \d\.\d MB\nuploaded run.yaml: 0.\d kB", first.errors()
     )
 
     same = command.start("extract", "--no-wait", "--json")
