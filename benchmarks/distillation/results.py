@@ -2,13 +2,11 @@
 
 import json
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
-import numpy as np
-
 from benchmarks.distillation.cells import CELLS
-
-REPLICATES = 10_000
+from mvqkd.workers.recognize.bootstrap import Bootstrap
 
 
 class Results:
@@ -42,41 +40,49 @@ class Results:
 
     def _summary(self, name: str) -> dict[str, Any]:
         folds = self.folds(name)
-        own = _counts(folds)
-        low, high = _interval(own)
+        own = self._bootstrap([name], sorted(folds))
+        interval = own.interval(name)
         rates = [fold["wer"] for fold in folds.values()]
+        errors = sum(errors for fold in folds.values() for errors, _ in fold["speakers"].values())
         figures: dict[str, Any] = {
             "title": CELLS[name].title,
             "folds": sorted(folds),
-            "words": int(own[:, 1].sum()),
-            "wer": float(own[:, 0].sum() / own[:, 1].sum()),
-            "wer_low": low,
-            "wer_high": high,
+            "words": own.words,
+            "wer": errors / own.words,
+            "interval": None if interval is None else [interval.low, interval.high],
             "wer_of_folds": [min(rates), max(rates)],
-            "seconds_per_epoch": float(
-                np.mean([fold["seconds"] / fold["epochs"] for fold in folds.values()])
-            ),
-            "wait_share": float(np.mean([fold["wait_share"] for fold in folds.values()])),
+            "seconds_per_epoch": mean([fold["seconds"] / fold["epochs"] for fold in folds.values()]),
+            "wait_share": mean([fold["wait_share"] for fold in folds.values()]),
         }
         if CELLS[name].distill.get("loss_scale") != 0.0:
-            figures["target_bytes_per_hour"] = float(
-                np.mean([fold["target_bytes_per_hour"] for fold in folds.values()])
+            figures["target_bytes_per_hour"] = mean(
+                [fold["target_bytes_per_hour"] for fold in folds.values()]
             )
         other = counterpart(name)
         common = sorted(set(folds) & set(self.folds(other))) if other else []
-        if common:
-            figures |= {"against": other, **self._against(name, str(other), common)}
+        if other and common:
+            pair = self._bootstrap([name, other], common).compare(name, other)
+            figures |= {
+                "against": other,
+                "reduction": pair.relative_reduction,
+                "reduction_interval": [pair.relative_low, pair.relative_high],
+            }
         return figures
 
-    def _against(self, name: str, other: str, common: list[str]) -> dict[str, float]:
-        """Relative reduction of the other's word errors, with its interval: the same speakers are drawn for both."""
-        mine = _counts({fold: self.folds(name)[fold] for fold in common})
-        theirs = _counts({fold: self.folds(other)[fold] for fold in common})
-        draws = _draws(len(mine))
-        reductions = 1 - mine[:, 0][draws].sum(axis=1) / np.maximum(1, theirs[:, 0][draws].sum(axis=1))
-        low, high = np.percentile(reductions, [2.5, 97.5])
-        whole = 1 - mine[:, 0].sum() / max(1, theirs[:, 0].sum())
-        return {"reduction": float(whole), "reduction_low": float(low), "reduction_high": float(high)}
+    def _bootstrap(self, names: list[str], folds: list[str]) -> Bootstrap:
+        """Over the speakers of some folds, each of whom is in one; the same are drawn for all systems."""
+        speakers = [
+            (fold, speaker) for fold in folds for speaker in sorted(self.folds(names[0])[fold]["speakers"])
+        ]
+
+        def counts(name: str, which: int) -> list[int]:
+            return [self.folds(name)[fold]["speakers"][speaker][which] for fold, speaker in speakers]
+
+        return Bootstrap(
+            {name: counts(name, 0) for name in names},
+            counts(names[0], 1),
+            [speaker for _, speaker in speakers],
+        )
 
 
 def counterpart(name: str) -> str | None:
@@ -95,37 +101,18 @@ def markdown(results: Results) -> str:
     ]
     for figures in results.summary().values():
         low, high = figures["wer_of_folds"]
-        against = (
-            ""
-            if "against" not in figures
-            else (
-                f"{figures['reduction']:+.1%} ({figures['reduction_low']:+.1%} to {figures['reduction_high']:+.1%})"
-            )
-        )
+        interval = "" if figures["interval"] is None else f" ({_range(figures['interval'])})"
+        against = ""
+        if "against" in figures:
+            against = f"{figures['reduction']:.1%} ({_range(figures['reduction_interval'])})"
         size = figures.get("target_bytes_per_hour")
         size_text = "" if size is None else f"{size:,.0f}"
         lines.append(
-            f"| {figures['title']} | {len(figures['folds'])} | {figures['wer']:.2%} ({figures['wer_low']:.2%} to "
-            f"{figures['wer_high']:.2%}) | {low:.2%}, {high:.2%} | {against} | {size_text} "
-            f"| {figures['seconds_per_epoch']:.1f} |"
+            f"| {figures['title']} | {len(figures['folds'])} | {figures['wer']:.2%}{interval} | {low:.2%}, {high:.2%} "
+            f"| {against} | {size_text} | {figures['seconds_per_epoch']:.1f} |"
         )
     return "\n".join(lines)
 
 
-def _counts(folds: dict[str, Any]) -> np.ndarray:
-    """(speakers, 2): word errors and words, in the order of folds and names."""
-    return np.array(
-        [counts for fold in sorted(folds) for _, counts in sorted(folds[fold]["speakers"].items())],
-        dtype=np.int64,
-    )
-
-
-def _interval(counts: np.ndarray) -> tuple[float, float]:
-    draws = _draws(len(counts))
-    rates = counts[:, 0][draws].sum(axis=1) / counts[:, 1][draws].sum(axis=1)
-    low, high = np.percentile(rates, [2.5, 97.5])
-    return float(low), float(high)
-
-
-def _draws(speakers: int) -> np.ndarray:
-    return np.random.default_rng(1).integers(0, speakers, (REPLICATES, speakers))
+def _range(bounds: list[float | None]) -> str:
+    return " to ".join("?" if bound is None else f"{bound:.1%}" for bound in bounds)
