@@ -122,6 +122,8 @@ def test_the_token_of_the_home_folder_is_taken(tmp_path: Path) -> None:
 
 
 def test_what_the_user_says_counts_but_for_open_doors(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (METRICS, "DASHBOARD_METRIC_PORT"):  # a Ray that other tests share may have set them
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "mine")
     with local_environment():
