@@ -49,7 +49,7 @@ RRL_UNKNOWN = -1.0
 
 
 class EmbeddingsRow(TypedDict):
-    """One cut of an index table of embeddings: an `IndexRow` without `rrl`, which a quantizer has, and with
+    """One cut of an index table of embeddings: as `IndexRow`, without the `rrl` that a quantizer has.
 
     Keys:
         embeddings: (T, D) float16, in the place of `codes`.

@@ -126,7 +126,8 @@ def test_resumed_anywhere_gives_exactly_the_rest(
 def test_ranks_share_the_rows(make_table: MakeTable, world_size: int, accumulate: int) -> None:
     table = make_table(LENGTHS, per_shard=8)
     settings = once(accumulate=accumulate, batch_seconds=1.0)
-    alone = keys_of(list(make_data(table, once(batch_seconds=1.0)).plan(DataState())))
+    one = make_data(table, once(batch_seconds=1.0)).plan(DataState())
+    alone = [batch for step in one for batch in step.batches]
     plans = [
         list(make_data(table, settings, rank=rank, world_size=world_size).plan(DataState()))
         for rank in range(world_size)
@@ -134,7 +135,10 @@ def test_ranks_share_the_rows(make_table: MakeTable, world_size: int, accumulate
     assert len({len(plan) for plan in plans}) == 1
     assert all(len(step.batches) == accumulate for plan in plans for step in plan)
     keys = [key for plan in plans for key in keys_of(plan)]
-    assert len(set(keys)) == len(keys) and set(keys) <= set(alone)
+    assert len(set(keys)) == len(keys) and set(keys) <= {key for batch in alone for key in batch.keys}
+    at_once = world_size * accumulate
+    batches = sum(len(step.batches) for plan in plans for step in plan)
+    assert batches == len(alone) // at_once * at_once, "only what makes no whole step is left over"
     for steps in zip(*plans, strict=True):
         assert len({step.after for step in steps}) == 1, "all ranks are at the same place"
         numbers = sorted(batch.number for step in steps for batch in step.batches)
@@ -228,7 +232,7 @@ def test_too_many_unusable_rows_end_the_training(make_table: MakeTable, tmp_path
 def test_rows_without_text_are_passed_over(make_table: MakeTable) -> None:
     table = make_table([0.5] * 8, texts=["a cat", None, "", " "])
     batches = make_data(table, once())
-    assert len(list(table.iter_rows())) == 8
+    assert len(list(table.iter_rows())) == 8 and scan_table(table).rows["own"] == 2
     assert sorted(c for batch in batches_of(batches) for c in batch.cut_ids) == ["u000", "u004"]
 
 

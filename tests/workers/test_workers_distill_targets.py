@@ -173,3 +173,20 @@ def test_noise_that_is_none(tmp_path: Path) -> None:
         find_noises(str(tmp_path))
     with pytest.raises(ValueError, match="no recordings of noise"):
         NoiseMixer([], AudioLoader(16_000), share=1.0, snr_db=(1.0, 2.0), seed=1)
+
+
+def test_what_a_target_would_ignore_is_refused(make_table: MakeTable, tmp_path: Path) -> None:
+    for keys, words in (
+        ({"quantized": True, "codebooks": 2}, "codebooks is of the codes in a table"),
+        ({"table": "x", "quantized": True}, "quantized is of a teacher in the training step"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            TargetConfig(**keys)  # type: ignore[arg-type]
+    for name in ("codebook", "a.b", ""):
+        with pytest.raises(ValueError, match="letters, digits, - and _ only, and codebook is that of"):
+            DistillConfig(targets={name: TargetConfig()})
+    table = make_table(LENGTHS)
+    other_table(table, tmp_path / "other")
+    wanted = TargetConfig(table=str(tmp_path / "other"), codebooks=3, student_layer=1)
+    with pytest.raises(ValueError, match=r"other has 2 codes a frame, not the 3 of codebooks"):
+        trained(table, tmp_path, SETTINGS.model_copy(update={"targets": {"deep": wanted}}))

@@ -40,6 +40,7 @@ class HeldOut:
         threads: int,
     ) -> None:
         self._make, self._units, self._threads = make, units, threads
+        self.left_out: dict[str, str] = {}
         rows = Rows(sources=sources, columns=make.columns, keep=1)
         found = [(key, rows(key)) for key in sorted(keys)]
         self._batches = length_sorted_batches(
@@ -48,12 +49,20 @@ class HeldOut:
             batch_seconds=batch_seconds,
         )
 
-    def __bool__(self) -> bool:
-        return bool(self._batches)
+    @property
+    def last_problem(self) -> str:
+        """Of an utterance that was left out, for a message."""
+        if not self.left_out:
+            return "its transcripts have no words"
+        cut_id, problem = next(reversed(self.left_out.items()))
+        return f"the last one: {cut_id}: {problem}"
 
     @torch.no_grad()
     def errors(self, student: Student) -> tuple[int, int]:
-        """Word errors and words of the references, of greedy search; audio that cannot be read counts for neither."""
+        """Word errors and words of the references, of greedy search.
+
+        Audio that cannot be read counts for neither, and is named in `left_out`.
+        """
         device = next(student.parameters()).device
         references: list[str] = []
         hypotheses: list[str] = []
@@ -62,7 +71,9 @@ class HeldOut:
         for batch, results in zip(self._batches, loaded, strict=True):
             examples: list[Example] = []
             for item, result in zip(batch, results, strict=True):
-                if not isinstance(result, UtteranceError):
+                if isinstance(result, UtteranceError):
+                    self.left_out[result.cut_id] = result.problem
+                else:
                     examples.append(result)
                     references.append(" ".join(item.row["text"].split()))
             if examples:

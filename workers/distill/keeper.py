@@ -35,6 +35,11 @@ class Keeper:
         self.last_wer: float | None = None
         self.best_wer: float | None = None
 
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Utterances of the held-out part that could not be used, and why."""
+        return {} if self._held_out is None else self._held_out.left_out
+
     def after_step(self, student: Student) -> None:
         """The student has taken a step."""
         if self._settings.ema:
@@ -71,7 +76,12 @@ class Keeper:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(counts)
         errors, words = counts.tolist()
-        return errors / max(1, words)
+        if not words:
+            raise ValueError(
+                "distill.valid_hours: no utterance of the held-out part can be recognized, so no weights can be "
+                f"chosen by it; {self._held_out.last_problem}"
+            )
+        return float(errors / words)
 
     def student_state(self) -> dict[str, Tensor]:
         """Weights to recognize with, on the CPU."""

@@ -81,7 +81,7 @@ def open_live_teacher(
     """Load the run's teacher, and its quantizer where codes are wanted.
 
     Raises:
-        ValueError: it takes audio of another rate than the student, or its codes are wanted in another number.
+        ValueError: it takes audio of another rate than the student.
         ArtifactError: there is no quantizer.
     """
     loaded = open_teacher(teacher.model_copy(update={"device": device.type}), options=options)

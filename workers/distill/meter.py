@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 from mvqkd.models.distillation.model import Losses
-from mvqkd.workers.distill.targets import MAIN
+from mvqkd.workers.distill.settings import MAIN
 
 _OWN = "transducer"
 

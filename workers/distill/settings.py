@@ -1,11 +1,14 @@
 """Settings of a student's training."""
 
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from mvqkd.workers.section import SPEED_ONLY, PathText, Section, Seed
 
+MAIN = "codebook"
+"""Name of the head that learns from the run's own table."""
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
 Scale = Annotated[float, Field(ge=0)]
@@ -56,6 +59,18 @@ class TargetConfig(Section):
     def live(self) -> bool:
         """Whether the teacher runs in the training step."""
         return self.table is None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.live and self.codebooks is not None:
+            raise ValueError(
+                "codebooks is of the codes in a table; a target without a table has all, so leave it out"
+            )
+        if not self.live and self.quantized:
+            raise ValueError(
+                "quantized is of a teacher in the training step; a table says itself what it holds"
+            )
+        return self
 
 
 class DistillConfig(Section):
@@ -149,6 +164,12 @@ class DistillConfig(Section):
                 "untranscribed: speech without transcripts teaches codes only, and loss_scale is 0; raise it, or set "
                 "untranscribed to 0"
             )
+        for name in self.targets:
+            if name == MAIN or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+                raise ValueError(
+                    f"targets.{name}: a name has letters, digits, - and _ only, and {MAIN} is that of the run's own "
+                    "table; take another one"
+                )
         low, high = self.noise_snr_db
         if low > high:
             raise ValueError(f"noise_snr_db is from {low} to {high} dB; the lower one comes first")

@@ -9,7 +9,7 @@ from mvqkd.models.students.base import Student, StudentFrames
 from mvqkd.storage.contract import TableContract
 from mvqkd.storage.table import IndexTable
 from mvqkd.workers.distill.live_teacher import LiveTeacher
-from mvqkd.workers.distill.settings import Distance, DistillConfig, TargetConfig
+from mvqkd.workers.distill.settings import MAIN, Distance, DistillConfig, TargetConfig
 from mvqkd.workers.distill.target_sources import (
     JoinedTable,
     LiveSource,
@@ -17,9 +17,6 @@ from mvqkd.workers.distill.target_sources import (
     alignment_of,
     table_source,
 )
-
-MAIN = "codebook"
-"""Name of the head that learns from the run's own table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +111,11 @@ def targets_of(
 
 
 def _joined(table: IndexTable, wanted: TargetConfig, frames: StudentFrames) -> JoinedTable:
+    if wanted.codebooks is not None and wanted.codebooks > table.contract.num_codebooks:
+        raise ValueError(
+            f"distill.targets: {table.location.url} has {table.contract.num_codebooks} codes a frame, not the "
+            f"{wanted.codebooks} of codebooks; lower it, or leave it out to take all"
+        )
     alignment = alignment_of(
         table.contract,
         frames,

@@ -101,7 +101,7 @@ class StudentTrainer:
                 hours=(self._state.own_s + self._state.codes_s) / 3600,
                 lr=self.lr(),
                 valid_wer=self.keeper.last_wer,
-                left_out=len(self._data.left_out),
+                left_out=len(self.left_out),
             )
             report(progress, self.state if keep else None)
 
@@ -251,8 +251,8 @@ class StudentTrainer:
 
     @property
     def left_out(self) -> dict[str, str]:
-        """Utterances that could not be used so far, and why."""
-        return dict(self._data.left_out)
+        """Utterances that could not be used so far, and why; those of the held-out part too."""
+        return {**self._data.left_out, **self.keeper.left_out}
 
 
 def silence(model: DistillationModel, specs: Mapping[str, TargetSpec], *, transcribed: bool = True) -> Batch:
