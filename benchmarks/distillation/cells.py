@@ -114,6 +114,7 @@ def run_file(name: str, *, teacher: str, layer: int, fold: str, root: str) -> di
         "student": dict(STUDENT),
         "distill": dict(DISTILL),
         "students": students,
-        "cluster": {"address": "none"},
+        # One thread: sums do not depend on how many a machine has, and two folds can be run beside each other.
+        "cluster": {"address": "none", "num_cpus": 1},
         "storage": {"root": root},
     }  # fmt: skip
