@@ -71,6 +71,17 @@ NONE = {"distill": {"loss_scale": 0.0}}
 Said = tuple[str, str | None, str]
 """Cut id, speaker, words."""
 
+_FIGURES = {"mean_s": 0.55, "p90_s": 0.8, "longest_s": 0.81}
+DELAY: dict[str, Any] = {
+    "latency_s": 0.81,
+    "chunk_s": 0.1,
+    "utterances": 100,
+    "aligned": 100,
+    "waits": {**_FIGURES, "units": 900, "median_s": 0.49, "p90_s": 0.7},
+    "words": {**_FIGURES, "units": 300, "median_s": 0.62},
+}
+"""Of a streaming student, as `mvqkd decode` reports it."""
+
 
 def sentences(*, speakers: int = 20, each: int = 15, seed: int = 0) -> list[Said]:
     rng = np.random.default_rng(seed)

@@ -14,10 +14,10 @@ from mvqkd.models.decoding.streaming import StreamingDecoder, TimedUnit
 
 @dataclass(frozen=True, kw_only=True)
 class EmissionDelay:
-    """Delays of `units` units in seconds of audio; the time that computing takes is not in them.
+    """Delays in seconds of audio; the time that computing takes is not in them.
 
     Attributes:
-        units: how many.
+        units: how many units, or words, were measured.
         mean_s, median_s, p90_s, longest_s: over all of them.
     """
 
@@ -59,11 +59,16 @@ def emission_delay(units: Sequence[TimedUnit], spoken_s: Sequence[float] | None 
     times_s = [unit.time_s for unit in units] if spoken_s is None else list(spoken_s)
     if len(times_s) != len(units):
         raise ValueError(f"{len(units)} units and {len(times_s)} times; give one for each unit")
-    delays_s = sorted(unit.heard_s - time_s for unit, time_s in zip(units, times_s, strict=True))
+    return summarize([unit.heard_s - time_s for unit, time_s in zip(units, times_s, strict=True)])
+
+
+def summarize(delays_s: Sequence[float]) -> EmissionDelay:
+    """Of some delays, at least one."""
+    ordered_s = sorted(delays_s)
     return EmissionDelay(
-        units=len(delays_s),
-        mean_s=statistics.fmean(delays_s),
-        median_s=statistics.median(delays_s),
-        p90_s=delays_s[-(-9 * len(delays_s) // 10) - 1],
-        longest_s=delays_s[-1],
+        units=len(ordered_s),
+        mean_s=statistics.fmean(ordered_s),
+        median_s=statistics.median(ordered_s),
+        p90_s=ordered_s[-(-9 * len(ordered_s) // 10) - 1],
+        longest_s=ordered_s[-1],
     )

@@ -15,6 +15,8 @@ def print_report(report: dict[str, Any]) -> None:
     for name, student in report.get("students", {}).items():
         if "score" in student:
             rows.append((_LABELS.get(name, f"WER of {name}"), _score(student["score"])))
+            if student["score"].get("delay"):
+                rows.append((f"Delay of {name}", _delay(student["score"]["delay"])))
     rows += _reduction_rows(report)
     rows.append(("Table", report["extract"]["table_url"]))
     shown = Table(show_header=False, title="MVQ-KD", title_justify="left")
@@ -129,6 +131,20 @@ def _score(score: dict[str, Any]) -> str:
         kinds = ", ".join(f"{score[kind]} {kind}" for kind in ("insertions", "deletions", "substitutions"))
         kinds = f"; {kinds}"
     return f"{score['wer']:.2%}{interval} of {score['words']} words{kinds} (CER {score['cer']:.2%}), {of}{left_out}"
+
+
+def _delay(delay: dict[str, Any]) -> str:
+    """Of words where the test part has their times, else the wait for later audio."""
+    latency = f"; {delay['latency_s']:.2f} s by its design"
+    measured, since = delay["words"], "words, after their end"
+    if measured is None:
+        measured, since = delay["waits"], "units, after their frame"
+    if measured is None:
+        return f"nothing was heard in {delay['utterances']} utterances{latency}"
+    return (
+        f"{measured['median_s']:.2f} s in the middle, {measured['p90_s']:.2f} s for nine of ten "
+        f"({measured['units']} {since}, in chunks of {delay['chunk_s']:g} s){latency}"
+    )
 
 
 def show_times(times: float) -> str:

@@ -40,7 +40,7 @@ def _spread(by: _By) -> int:
 
 
 def _side_by_side(by: _By) -> dict[str, Any]:
-    from mvqkd.workers.recognize.score import align
+    from mvqkd.workers.recognize.align import align
 
     first = next(iter(by.values()))
     return {

@@ -1,6 +1,7 @@
 """The decode stage: the test part, recognized by a student where the GPUs are."""
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -30,6 +31,7 @@ def decode_stage(run: Run, name: str | None = None) -> dict[str, Any]:
         StageError: there is no such student, it was trained with other settings than the run has now, or a shard
             of the test part could not be recognized.
     """
+    from mvqkd.workers.recognize.delay import report_delays
     from mvqkd.workers.recognize.score import NotRecognized, Recognized, score
 
     name = name or run.config.default_student()
@@ -60,12 +62,19 @@ def decode_stage(run: Run, name: str | None = None) -> dict[str, Any]:
             f"{totals.left_out} test utterances ({totals.left_out_hours:.2f} h) are not in the error rate, see "
             f"{out.full_url('errors.jsonl')}"
         )
+    searched = {"search"} if run.config.decode.search == "greedy" else {"search", "beam"}
+    heard = [result for result in results if isinstance(result, Recognized)]
+    delays = report_delays(
+        (result.delays for result in heard if result.delays is not None),
+        chunk_s=run.config.decode.delay_chunk_s,
+    )
     summary = {
         **asdict(totals),
-        **run.config.decode.model_dump(exclude={"beam"} if run.config.decode.search == "greedy" else set()),
+        **run.config.decode.model_dump(include=searched),
+        **({} if delays is None else {"delay": asdict(delays)}),
         "errors": out.full_url("errors.jsonl"),
         "digest": record.digest,
-        "against": against_others(run, name, [r for r in results if isinstance(r, Recognized)]),
+        "against": against_others(run, name, heard),
     }
     run.reports.write("decode", summary, name)
     return summary
@@ -110,6 +119,7 @@ def _outcomes(run: Run, name: str, plan: Plan) -> Sequence[Outcome]:
             options=run.config.storage.options,
             batch_seconds=run.config.student_settings(name)[1].batch_seconds,
             decode=run.config.decode,
+            delay_utterances=math.ceil(run.config.decode.delay_utterances / max(1, len(plan.shards))),
             threads=max(1, int(share.cpus)),
             use_gpu=share.gpus > 0,
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from compare_runs import FakeRun, curve, misheard, recognized, sentences, some_runs
+from compare_runs import DELAY, FakeRun, curve, misheard, recognized, sentences, some_runs
 
 from mvqkd.pipeline.show.charts import Scale, line_charts, log_ticks, ticks_of, whiskers
 from mvqkd.pipeline.show.compare_page import between, change, draws, duration, percent, prose, render
@@ -108,6 +108,22 @@ def test_what_users_wrote_is_text(tmp_path: Path) -> None:
     assert "img" not in {tag for tag, _ in page.elements}
     assert "<b>bold" not in text and "<b>run" not in text and "window.hacked=1</script>" not in text
     assert EVIL in " ".join(page.texts)
+
+
+def test_delays_of_systems_that_hear_in_chunks(tmp_path: Path) -> None:
+    fake = FakeRun(tmp_path, "run", {"live": {}, "unaligned": {}, "whole": {}})
+    for student, delay in (("live", DELAY), ("unaligned", {**DELAY, "words": None}), ("whole", None)):
+        fake.trained(student, curve(100, final=3.0, with_codes=True, wer=None))
+        fake.decoded(student, misheard(sentences(speakers=4, each=3), 0.1, seed=1))
+        if delay is not None:
+            fake.run.reports.write(
+                "decode", {**fake.run.reports.read("decode", student), "delay": delay}, student
+            )
+    page = Page(page_of(fake))
+    shown = "|".join(text.strip() for text in page.texts if text.strip())
+    assert "0.10 s|0.81 s|0.49 s|0.62 s|0.80 s|0.81 s|300" in shown
+    assert "0.49 s|the test part has no alignment of its words" in shown
+    assert [a for a in page.elements if a[1].get("href") == "#delay"] and not page.open
 
 
 def test_a_page_without_anything(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from compare_runs import FakeRun, curve, misheard, sentences
+from compare_runs import DELAY, FakeRun, curve, misheard, sentences
 from rich.console import Console
 
 from mvqkd.pipeline.show import run_table
@@ -49,6 +49,23 @@ def test_an_error_rate_stands_with_its_interval_and_its_kinds(tmp_path: Path, mo
         f"{figures['relative_high']:.1%}; better in 100.0% of draws of 12 speakers)"
     ) in shown
     assert shown.count("Relative reduction") == 1 and "mvqkd against" not in shown
+
+
+def test_the_delay_of_a_streaming_student(tmp_path: Path, monkeypatch: Any) -> None:
+    fake = FakeRun(tmp_path, "run", {"baseline": {"distill": {"loss_scale": 0.0}}})
+    decoded(fake, {"baseline": 0.25})
+    report = fake.run.reports.whole()
+    score = report["students"]["baseline"]["score"]
+    score["delay"] = DELAY
+    assert (
+        "0.62 s in the middle, 0.80 s for nine of ten (300 words, after their end, in chunks of 0.1 s); 0.81 s by its"
+    ) in printed(report, monkeypatch)
+    score["delay"] = {**DELAY, "words": None}
+    assert "0.49 s in the middle, 0.70 s for nine of ten (900 units, after their" in printed(
+        report, monkeypatch
+    )
+    score["delay"] = {**DELAY, "words": None, "waits": None}
+    assert "nothing was heard in 100 utterances; 0.81 s" in printed(report, monkeypatch)
 
 
 def test_a_pair_is_the_same_in_whatever_order_it_was_decoded(tmp_path: Path, monkeypatch: Any) -> None:

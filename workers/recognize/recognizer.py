@@ -4,7 +4,7 @@ Shape suffixes: B utterances, T samples or feature frames, F features.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jiwer
@@ -21,6 +21,7 @@ from mvqkd.workers.cuts import UtteranceError, speaker_of, text_of, text_problem
 from mvqkd.workers.decode_ahead import decoded_batches, length_sorted_batches
 from mvqkd.workers.distill.student_record import load_student
 from mvqkd.workers.plan import Shard, read_shard_cuts
+from mvqkd.workers.recognize.delay import DelayMeter, can_stream
 from mvqkd.workers.recognize.score import NotRecognized, Recognized
 from mvqkd.workers.recognize.settings import DecodeConfig
 from mvqkd.workers.teacher import choose_device
@@ -38,6 +39,7 @@ class RecognizeSettings:
         root, options: where audio lies.
         batch_seconds: upper bound of a padded batch.
         decode: how the student is searched.
+        delay_utterances: of each shard, whose delays are measured if the student is a streaming one.
         threads: of torch.
         use_gpu: whether the worker has one.
     """
@@ -48,6 +50,7 @@ class RecognizeSettings:
     options: Mapping[str, str]
     batch_seconds: float
     decode: DecodeConfig
+    delay_utterances: int
     threads: int
     use_gpu: bool
 
@@ -55,14 +58,17 @@ class RecognizeSettings:
         """Load the student in this process."""
         torch.set_num_threads(self.threads)
         student, units, _ = load_student(self.student)
+        student = student.to(choose_device("auto" if self.use_gpu else "cpu")).eval()
+        loader = AudioLoader(student.frames.sample_rate_hz, s3=self.options, root=self.root)
         recognizer = Recognizer(
-            student.to(choose_device("auto" if self.use_gpu else "cpu")),
-            units,
-            loader=AudioLoader(student.frames.sample_rate_hz, s3=self.options, root=self.root),
-            batch_seconds=self.batch_seconds,
-            decode=self.decode,
+            student, units, loader=loader, batch_seconds=self.batch_seconds, decode=self.decode
         )
-        return ShardRecognizer(recognizer, self.plan)
+        meter = None
+        if can_stream(student):
+            meter = DelayMeter(student, units, loader=loader, chunk_s=self.decode.delay_chunk_s)
+        return ShardRecognizer(
+            recognizer, self.plan, delay_meter=meter, delay_utterances=self.delay_utterances
+        )
 
 
 class ShardRecognizer:
@@ -71,10 +77,20 @@ class ShardRecognizer:
     Args:
         recognizer: of cuts.
         plan: folder of the plan.
+        delay_meter: of a streaming student.
+        delay_utterances: the first so many cuts of each shard that are measured.
     """
 
-    def __init__(self, recognizer: "Recognizer", plan: Location) -> None:
+    def __init__(
+        self,
+        recognizer: "Recognizer",
+        plan: Location,
+        *,
+        delay_meter: DelayMeter | None = None,
+        delay_utterances: int = 0,
+    ) -> None:
         self._recognizer, self._plan = recognizer, plan
+        self._delay_meter, self._delay_utterances = delay_meter, delay_utterances
 
     def run(
         self,
@@ -84,8 +100,12 @@ class ShardRecognizer:
         note: Callable[[dict[str, Any]], None] = lambda _: None,
     ) -> list[Recognized | NotRecognized]:
         """One result for each cut of a shard; `note` is told the shard's `position` and its `done` utterances."""
+        cuts = list(read_shard_cuts(self._plan, shard))
+        measured = {cut.id: cut for cut in cuts[: self._delay_utterances]}
         results: list[Recognized | NotRecognized] = []
-        for result in self._recognizer(read_shard_cuts(self._plan, shard)):
+        for result in self._recognizer(cuts):
+            if self._delay_meter and isinstance(result, Recognized) and result.cut_id in measured:
+                result = replace(result, delays=self._delay_meter(measured[result.cut_id]))
             results.append(result)
             note({"position": shard.position, "done": len(results)})
         return results

@@ -3,16 +3,20 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import jiwer
 
 from mvqkd.workers.recognize.bootstrap import Bootstrap, Unit
+from mvqkd.workers.recognize.delay import Delays
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recognized:
-    """One utterance: reference, hypothesis and word errors; `duration_s` in seconds."""
+    """One utterance: reference, hypothesis and word errors; `duration_s` in seconds.
+
+    `delays` are of some utterances of a streaming student.
+    """
 
     cut_id: str
     duration_s: float
@@ -23,6 +27,7 @@ class Recognized:
     deletions: int
     insertions: int
     words: int
+    delays: Delays | None = None
 
     @property
     def errors(self) -> int:
@@ -30,8 +35,8 @@ class Recognized:
         return self.substitutions + self.deletions + self.insertions
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
+        """For JSON, without delays where there are none."""
+        return {key: value for key, value in asdict(self).items() if key != "delays" or value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,32 +115,6 @@ def score(results: Sequence[Recognized | NotRecognized]) -> Score:
         left_out=len(left_out),
         left_out_hours=sum(r.duration_s or 0.0 for r in left_out) / 3600,
     )
-
-
-class Aligned(NamedTuple):
-    """A place in an alignment: what was said, None for an insertion; what was heard, None for a deletion."""
-
-    kind: Literal["equal", "substitution", "deletion", "insertion"]
-    said: str | None
-    heard: str | None
-
-
-def align(reference: str, hypothesis: str) -> list[Aligned]:
-    """The words of both, side by side, with as few errors as can be: as many as are counted."""
-    out = jiwer.process_words(reference, hypothesis)
-    words, heard = out.references[0], out.hypotheses[0]
-    aligned: list[Aligned] = []
-    for chunk in out.alignments[0]:
-        said = words[chunk.ref_start_idx : chunk.ref_end_idx]
-        got = heard[chunk.hyp_start_idx : chunk.hyp_end_idx]
-        if chunk.type == "delete":
-            aligned += [Aligned("deletion", word, None) for word in said]
-        elif chunk.type == "insert":
-            aligned += [Aligned("insertion", None, word) for word in got]
-        else:
-            kind: Literal["equal", "substitution"] = "equal" if chunk.type == "equal" else "substitution"
-            aligned += [Aligned(kind, one, other) for one, other in zip(said, got, strict=True)]
-    return aligned
 
 
 def read_results(lines: str, *, where: str) -> list[Recognized | NotRecognized]:
