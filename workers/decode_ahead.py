@@ -1,7 +1,7 @@
 """Decoding ahead in threads, batches of similar length, and the one loop over batches that all workers share."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Generic, Self, TypeVar
@@ -96,6 +96,22 @@ def decode_ahead(
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
+        finally:
+            _cancel(waiting)
+
+
+def drawn_ahead(items: Iterable[Item], *, ahead: int) -> Generator[Item]:
+    """The same items in the same order, drawn in one thread of its own, `ahead` of them before they are asked for.
+
+    An exception is raised at its place in the order.
+    """
+    drawn, end = iter(items), object()
+    with ThreadPoolExecutor(1, thread_name_prefix="draw") as pool:
+        waiting: deque[Future[Item | object]] = deque(pool.submit(next, drawn, end) for _ in range(ahead))
+        try:
+            while (item := waiting.popleft().result()) is not end:
+                waiting.append(pool.submit(next, drawn, end))
+                yield item  # type: ignore[misc]
         finally:
             _cancel(waiting)
 

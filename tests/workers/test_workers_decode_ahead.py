@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mvqkd.workers.cuts import UtteranceError
-from mvqkd.workers.decode_ahead import decode_ahead, decoded_batches, length_sorted_batches
+from mvqkd.workers.decode_ahead import decode_ahead, decoded_batches, drawn_ahead, length_sorted_batches
 
 
 def test_decoding_keeps_the_order_and_looks_ahead() -> None:
@@ -122,3 +122,36 @@ def test_closing_drops_what_has_not_begun() -> None:
     threading.Timer(0.05, hold.set).start()
     stream.close()
     assert started == [0, 1]
+
+
+def test_items_are_drawn_ahead_in_one_thread() -> None:
+    drawn: list[int] = []
+    names: set[str] = set()
+
+    def items() -> Iterator[int]:
+        for number in range(20):
+            drawn.append(number)
+            names.add(threading.current_thread().name)
+            yield number
+        raise ZeroDivisionError("a bug")
+
+    stream = drawn_ahead(items(), ahead=4)
+    assert next(stream) == 0
+    until = time.monotonic() + 10
+    while len(drawn) < 5 and time.monotonic() < until:
+        time.sleep(0.01)
+    assert drawn == [0, 1, 2, 3, 4], "and no further"
+    assert [next(stream) for _ in range(19)] == list(range(1, 20))
+    with pytest.raises(ZeroDivisionError):
+        next(stream)
+    assert len(names) == 1 and names.pop().startswith("draw")
+
+
+def test_items_are_not_drawn_after_the_end_nor_after_closing() -> None:
+    assert list(drawn_ahead(range(3), ahead=8)) == [0, 1, 2]
+    assert list(drawn_ahead([], ahead=2)) == []
+    source = iter(range(100))
+    stream = drawn_ahead(source, ahead=4)
+    assert [next(stream), next(stream)] == [0, 1]
+    stream.close()
+    assert next(source) <= 7

@@ -5,13 +5,14 @@ number of workers: a training that goes on with more or fewer of them trains on 
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from mvqkd.models.distillation.heads import TargetSpec
 from mvqkd.workers.cuts import UtteranceError
+from mvqkd.workers.decode_ahead import drawn_ahead
 from mvqkd.workers.distill.examples import Batch, Example, ExampleMaker, RowToMake
 from mvqkd.workers.distill.loading import loaded_batches
 from mvqkd.workers.distill.rows import Choice, RowKey, Rows, Source, Use
@@ -19,6 +20,8 @@ from mvqkd.workers.distill.settings import DistillConfig
 from mvqkd.workers.distill.stream import WINDOW_SHARDS, BatchStream, Planned, Position
 
 MAX_LEFT_OUT = 0.05
+ROWS_AHEAD = 16
+"""Batches whose rows are read before they are needed: the first ones of a window wait for all of its shards."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,13 +173,10 @@ class TrainingData:
                         for key in batch.keys
                     ]
 
-        loaded = loaded_batches(
-            rows(),
-            self._make,
-            threads=self._settings.decode_threads,
-            processes=self._settings.decode_processes,
-        )
-        with closing(loaded):
+        with (
+            closing(drawn_ahead(rows(), ahead=ROWS_AHEAD)) as drawn,
+            closing(self._loaded(drawn)) as loaded,
+        ):
             ready: list[Batch] = []
             for results in loaded:
                 step = planned[0]
@@ -185,6 +185,12 @@ class TrainingData:
                 if len(ready) == len(step.batches):
                     yield Step(batches=tuple(ready), after=planned.popleft().after)
                     ready = []
+
+    def _loaded(self, batches: Iterable[list[RowToMake]]) -> Generator[list[Example | UtteranceError]]:
+        settings = self._settings
+        return loaded_batches(
+            batches, self._make, threads=settings.decode_threads, processes=settings.decode_processes
+        )
 
     def _batch(self, results: Sequence[Example | UtteranceError], plan: PlannedBatch) -> Batch:
         good: list[Example] = []
