@@ -10,9 +10,9 @@ from --results alone.
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
-import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -72,9 +72,10 @@ def run_cell(name: str, fold: int, arguments: argparse.Namespace, work: Path) ->
     file.write_text(yaml.safe_dump(content, sort_keys=False))
     for stage in ("plan", "fit", "extract"):
         call(stage, file)
-    began = time.monotonic()
+    is_whole = not (root / "students" / name / "training.jsonl").exists()
+    began_s = cpu_seconds()
     trained = call("distill", file, "--student", name)
-    seconds = time.monotonic() - began
+    trained_s = cpu_seconds() - began_s
     decoded = call("decode", file, "--student", name)
     summary = inspect_table(open_location(str(root / "table")))
     speakers: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0])
@@ -88,12 +89,19 @@ def run_cell(name: str, fold: int, arguments: argparse.Namespace, work: Path) ->
     return {
         "wer": decoded["wer"],
         "speakers": dict(speakers),
-        "seconds": round(seconds, 1),
+        # Of a training that went on from a checkpoint, only a part would be counted.
+        "cpu_s": round(trained_s, 1) if is_whole else None,
         "epochs": trained["epochs"],
         "steps": trained["steps"],
         "wait_share": sum(point["wait_share"] for point in points) / max(1, len(points)),
         "target_bytes_per_hour": summary.total_bytes / max(1e-9, summary.hours),
     }
+
+
+def cpu_seconds() -> float:
+    """Of all commands so far: other work on the machine changes it little."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def call(stage: str, file: Path, *options: str) -> dict[str, Any]:

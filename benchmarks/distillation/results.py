@@ -1,6 +1,7 @@
 """Figures of cells: kept in one file, put together by bootstrap over speakers."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -51,7 +52,9 @@ class Results:
             "wer": errors / own.words,
             "interval": None if interval is None else [interval.low, interval.high],
             "wer_of_folds": [min(rates), max(rates)],
-            "seconds_per_epoch": mean([fold["seconds"] / fold["epochs"] for fold in folds.values()]),
+            "cpu_s_per_epoch": _mean(
+                fold["cpu_s"] and fold["cpu_s"] / fold["epochs"] for fold in folds.values()
+            ),
             "wait_share": mean([fold["wait_share"] for fold in folds.values()]),
         }
         if CELLS[name].distill.get("loss_scale") != 0.0:
@@ -96,7 +99,7 @@ def counterpart(name: str) -> str | None:
 def markdown(results: Results) -> str:
     """The table of all systems that there are."""
     lines = [
-        "| system | folds | WER (95 %) | lowest, highest fold | against none (95 %) | bytes an hour | s an epoch |",
+        "| system | folds | WER (95 %) | lowest, highest fold | against none (95 %) | bytes an hour | CPU s an epoch |",
         "|---|---|---|---|---|---|---|",
     ]
     for figures in results.summary().values():
@@ -107,11 +110,17 @@ def markdown(results: Results) -> str:
             against = f"{figures['reduction']:.1%} ({_range(figures['reduction_interval'])})"
         size = figures.get("target_bytes_per_hour")
         size_text = "" if size is None else f"{size:,.0f}"
+        seconds = figures["cpu_s_per_epoch"]
         lines.append(
             f"| {figures['title']} | {len(figures['folds'])} | {figures['wer']:.2%}{interval} | {low:.2%}, {high:.2%} "
-            f"| {against} | {size_text} | {figures['seconds_per_epoch']:.1f} |"
+            f"| {against} | {size_text} | {'' if seconds is None else f'{seconds:.0f}'} |"
         )
     return "\n".join(lines)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return mean(known) if known else None
 
 
 def _range(bounds: list[float | None]) -> str:

@@ -48,7 +48,7 @@ def test_every_speaker_is_recognized_once(corpus_root: Path, tmp_path: Path) -> 
 
 def test_figures_are_put_together_by_speaker(tmp_path: Path) -> None:
     results = Results(tmp_path / "results.json")
-    common = {"seconds": 20.0, "epochs": 2, "steps": 9, "wait_share": 0.01, "target_bytes_per_hour": 1000.0}
+    common = {"cpu_s": 20.0, "epochs": 2, "steps": 9, "wait_share": 0.01, "target_bytes_per_hour": 1000.0}
     for fold in (0, 1):
         results.add("none", fold, {"wer": 0.2, "speakers": {"a": [10, 50], "b": [10, 50]}, **common})
     results.add("mvq-8", 0, {"wer": 0.1, "speakers": {"a": [6, 50], "b": [4, 50]}, **common})
