@@ -35,7 +35,13 @@ unit: setup
 # Lines inside Ray workers do not count: the tests of the plain classes cover what they run. So the faults, whose workers
 # are all of Ray, are left out.
 coverage: setup
-	$(BIN)/python -m pytest --ignore=tests/faults --cov --cov-report=
+	@mkdir -p build; rm -f .coverage build/lines.*; trap 'kill $$on_ray 2>/dev/null' INT TERM; \
+	COVERAGE_FILE=build/lines.on-ray $(BIN)/python -m pytest tests/jobs --cov --cov-report= \
+		>build/coverage-on-ray.log 2>&1 & on_ray=$$!; \
+	COVERAGE_FILE=build/lines.others $(BIN)/python -m pytest --cov --cov-report= $(addprefix --ignore=,$(ON_RAY)); \
+	others=$$?; echo "tests on a Ray cluster:"; wait $$on_ray; code=$$?; cat build/coverage-on-ray.log; \
+	exit $$((others > code ? others : code))
+	@$(BIN)/coverage combine --quiet build/lines.on-ray build/lines.others
 	@for room in models storage workers pipeline; do \
 		$(BIN)/coverage report --include="$$room/*" --fail-under=85 || exit 1; \
 	done
