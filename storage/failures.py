@@ -70,6 +70,12 @@ def write_failures(table: Location, shard: str, failures: Sequence[Failure]) -> 
     folder.replace(shard + _SUFFIX, to_parquet(table_of_failures, {}))
 
 
+def shards_with_failures(table: Location) -> set[str]:
+    """Names of the shards that have records, by a listing alone. One that is not committed was set aside."""
+    names = table.names(FAILURES_FOLDER)
+    return {name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX)}
+
+
 def read_failures(table: Location) -> list[Failure]:
     """All recorded failures of the index table at this location, ordered by shard and cut.
 

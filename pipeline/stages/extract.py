@@ -28,6 +28,9 @@ def extract_stage(run: Run) -> dict[str, Any]:
     tables = [TableWork.begin(each, plan.shards) for each in (run, *run.more_tables())]
     missing = set().union(*(each.missing for each in tables))
     todo = [shard for shard in plan.shards if shard.position in missing]
+    # What was given up before may well cost workers again: it comes when all else is done.
+    set_aside = set().union(*(each.set_aside for each in tables))
+    todo.sort(key=lambda shard: shard.position in set_aside)
     work = _Work(tables=[each for each in tables if each.missing], num_todo=len(todo), began=time.monotonic())
     if todo:
         first = tables[0]

@@ -12,7 +12,7 @@ from mvqkd.pipeline.stages.describe import check_settings
 from mvqkd.pipeline.stages.extracted import Extracted
 from mvqkd.storage.contract import EMBEDDINGS
 from mvqkd.storage.errors import ArtifactError
-from mvqkd.storage.failures import Failure, write_failures
+from mvqkd.storage.failures import Failure, shards_with_failures, write_failures
 from mvqkd.storage.location import Location
 from mvqkd.storage.shard_summary import ShardSummary
 from mvqkd.storage.shared_place import require_seen
@@ -36,6 +36,7 @@ class TableWork:
         extracted: what of it is counted.
         found: names of the shards that were there at the beginning.
         missing: positions of those that were not.
+        set_aside: positions of those among them that an earlier command gave up.
         sizes: the listing that says so.
         num_shards, num_failed: that came since, or did not.
     """
@@ -46,6 +47,7 @@ class TableWork:
     extracted: Extracted
     found: set[str]
     missing: set[int]
+    set_aside: set[int]
     sizes: dict[str, int]
     num_shards: int = 0
     num_failed: int = 0
@@ -64,6 +66,7 @@ class TableWork:
         sizes = table.location.list()
         found = set(shard_names(sizes))
         _refuse_foreign(table, sorted(found - set(planned)))
+        failed = shards_with_failures(table.location) - found if len(found) < len(planned) else set()
         return cls(
             run=run,
             record=record,
@@ -71,6 +74,7 @@ class TableWork:
             extracted=Extracted.load(run, table, sizes),
             found=found,
             missing={position for name, position in planned.items() if name not in found},
+            set_aside={planned[name] for name in failed if name in planned},
             sizes=sizes,
         )
 

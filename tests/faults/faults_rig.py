@@ -6,7 +6,8 @@ import pickle
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -96,17 +97,11 @@ class Faults:
         drive = TESTS / "faults/faults_drive.py"
         return [sys.executable, str(drive), str(run_file), str(content), workers]
 
-    def start(self, mischief: Mischief, *, workers: Workers = "light") -> subprocess.Popen[str]:
+    def start(self, mischief: Mischief, *, workers: Workers = "light") -> "Command":
         """The command in a process of its own, with the Ray that the run file names."""
         environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
         environment["PYTHONPATH"] = os.pathsep.join(str(TESTS / folder) for folder in PATHS)
-        return subprocess.Popen(
-            self.command(mischief, workers=workers),
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        return Command(self.command(mischief, workers=workers), environment)
 
     def committed(self) -> list[str]:
         """Files of the shards that are in the table."""
@@ -117,6 +112,24 @@ class Faults:
         found, wanted = objects(self.run.table), self.rig.undisturbed[workers]
         assert found.keys() == wanted.keys()
         assert found == wanted
+
+
+class Command(subprocess.Popen[str]):
+    """A process whose words are read while it works: where nobody reads, it stops as soon as a pipe is full."""
+
+    def __init__(self, words: Sequence[str], environment: Mapping[str, str]) -> None:
+        super().__init__(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self._pool = ThreadPoolExecutor(2)
+        assert self.stdout is not None
+        assert self.stderr is not None
+        self._said = [self._pool.submit(stream.read) for stream in (self.stdout, self.stderr)]
+
+    def communicate(self, input: str | None = None, timeout: float | None = None) -> tuple[str, str]:
+        """What it said, when it has ended."""
+        self.wait(timeout)
+        out, error = (said.result() for said in self._said)
+        self._pool.shutdown()
+        return out, error
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 import os
 import random
 import signal
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from faults_rig import Faults, Workers
+from faults_rig import Command, Faults, Workers
 from mischief import Mischief
 from proxy import FaultProxy
 from s3_server import S3Server
@@ -90,7 +89,7 @@ class Troubles:
     ) -> None:
         self._faults, self._total, self._workers = faults, total, workers
         self._seen, self._cluster, self._store = store.direct(faults), cluster, store
-        self._commands: list[subprocess.Popen[str]] = []
+        self._commands: list[Command] = []
         self.happened: Counter[str] = Counter()
         self.num_commands = 0
         kinds: dict[str, tuple[Callable[[], None], float]] = {

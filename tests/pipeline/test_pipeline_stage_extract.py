@@ -1,12 +1,14 @@
 """The extract stage, in this process: bad utterances, bad shards, foreign shards, places that are not shared."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny import Done, copy_of, make_run, objects, run_tree, write_corpus
 
+from mvqkd.pipeline.cluster.pool import PoolHere
 from mvqkd.pipeline.errors import PoolError, StageError
 from mvqkd.pipeline.stages.extract import extract_stage
 from mvqkd.pipeline.stages.extracted import STATE
@@ -15,6 +17,7 @@ from mvqkd.storage.failures import read_failures
 from mvqkd.storage.location import Location
 from mvqkd.storage.shared_place import SharedPlaceError
 from mvqkd.storage.table import IndexTable
+from mvqkd.workers.plan import Shard
 
 pytestmark = pytest.mark.integration
 
@@ -37,7 +40,9 @@ def test_bad_utterances_are_left_out_and_listed(done: Done, tmp_path: Path) -> N
     assert again["utterances_left_out"] == 1
 
 
-def test_a_shard_that_keeps_failing_is_set_aside(done: Done, tmp_path: Path) -> None:
+def test_a_shard_that_keeps_failing_is_set_aside(
+    done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = make_run(copy_of(done, tmp_path, "quantizer", "plan"), tmp_path)
     plan = need_plan(run, "train")
     damaged = tmp_path / "run/plan/train" / plan.shards[1].path
@@ -48,6 +53,18 @@ def test_a_shard_that_keeps_failing_is_set_aside(done: Done, tmp_path: Path) -> 
     (failure,) = read_failures(run.table)
     assert (failure.cut_id, failure.attempts) == (None, 3)
     assert str(damaged) in failure.message
+    last = max(name for name in run.table.list() if name.startswith("shard-"))
+    run.table.remove(last)
+    begun: list[int] = []
+
+    def seen(pool: PoolHere, items: Sequence[Shard], *rest: Any, **options: Any) -> Any:
+        begun.extend(shard.position for shard in items)
+        return in_this_process(pool, items, *rest, **options)
+
+    in_this_process = PoolHere.run
+    monkeypatch.setattr(PoolHere, "run", seen)
+    extract_stage(run)
+    assert begun == [len(plan.shards) - 1, 1], "what was given up comes last"
     damaged.write_bytes(whole_bytes)
     assert extract_stage(run)["shards_extracted"] == 1
     assert read_failures(run.table) == []
