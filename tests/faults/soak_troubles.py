@@ -90,6 +90,7 @@ class Troubles:
         self._faults, self._total, self._workers = faults, total, workers
         self._seen, self._cluster, self._store = store.direct(faults), cluster, store
         self._commands: list[Command] = []
+        self._last_said = ""
         self.happened: Counter[str] = Counter()
         self.num_commands = 0
         kinds: dict[str, tuple[Callable[[], None], float]] = {
@@ -131,7 +132,7 @@ class Troubles:
         """The last command, which nothing disturbs."""
         self._start(mischief)
         (code,) = self._work(mischief)
-        assert code == 0 and not self.num_missing()
+        assert code == 0 and not self.num_missing(), (code, self.num_missing(), self._last_said[-4000:])
 
     def _start(self, mischief: Mischief) -> None:
         self.num_commands += 1
@@ -149,6 +150,7 @@ class Troubles:
                 self.happened[kind] += 1
             for command in [c for c in self._commands if c.poll() is not None]:
                 _, said = command.communicate()
+                self._last_said = said
                 self._commands.remove(command)
                 codes.add(command.returncode)
                 assert "Traceback" not in said, said
