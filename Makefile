@@ -22,12 +22,17 @@ demo: setup
 # The tests on a Ray cluster mostly wait, so the others run beside them.
 ON_RAY := tests/faults tests/jobs
 
-test: setup
+# $(call beside,TESTS ON RAY,VARIABLES OF THESE,VARIABLES OF THE OTHERS,OPTIONS OF BOTH)
+define beside
 	@mkdir -p build; trap 'kill $$on_ray 2>/dev/null' INT TERM; \
-	$(BIN)/python -m pytest $(ON_RAY) >build/tests-on-ray.log 2>&1 & on_ray=$$!; \
-	$(BIN)/python -m pytest $(addprefix --ignore=,$(ON_RAY)); others=$$?; \
+	$(2) $(BIN)/python -m pytest $(4) $(1) >build/tests-on-ray.log 2>&1 & on_ray=$$!; \
+	$(3) $(BIN)/python -m pytest $(4) $(addprefix --ignore=,$(ON_RAY)); others=$$?; \
 	echo "tests on a Ray cluster:"; wait $$on_ray; code=$$?; cat build/tests-on-ray.log; \
 	exit $$((others > code ? others : code))
+endef
+
+test: setup
+	$(call beside,$(ON_RAY))
 
 unit: setup
 	$(BIN)/python -m pytest -m "not integration and not shared"
@@ -35,12 +40,8 @@ unit: setup
 # Lines inside Ray workers do not count: the tests of the plain classes cover what they run. So the faults, whose workers
 # are all of Ray, are left out.
 coverage: setup
-	@mkdir -p build; rm -f .coverage build/lines.*; trap 'kill $$on_ray 2>/dev/null' INT TERM; \
-	COVERAGE_FILE=build/lines.on-ray $(BIN)/python -m pytest tests/jobs --cov --cov-report= \
-		>build/coverage-on-ray.log 2>&1 & on_ray=$$!; \
-	COVERAGE_FILE=build/lines.others $(BIN)/python -m pytest --cov --cov-report= $(addprefix --ignore=,$(ON_RAY)); \
-	others=$$?; echo "tests on a Ray cluster:"; wait $$on_ray; code=$$?; cat build/coverage-on-ray.log; \
-	exit $$((others > code ? others : code))
+	@rm -f .coverage build/lines.*
+	$(call beside,tests/jobs,COVERAGE_FILE=build/lines.on-ray,COVERAGE_FILE=build/lines.others,--cov --cov-report=)
 	@$(BIN)/coverage combine --quiet build/lines.on-ray build/lines.others
 	@for room in models storage workers pipeline; do \
 		$(BIN)/coverage report --include="$$room/*" --fail-under=85 || exit 1; \

@@ -9,8 +9,10 @@ for: an end is good to some 50 ms, and the same for all students that are measur
 """
 
 import argparse
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -19,12 +21,12 @@ from lhotse.supervision import AlignmentItem
 from rich.progress import track
 from torchaudio.functional import forced_align, merge_tokens
 
-from mvqkd.models.decoding.streaming import TimedUnit
+from mvqkd.models.decoding.greedy import BLANK
 from mvqkd.models.students.ctc import CtcStudent
 from mvqkd.models.students.units import Units
 from mvqkd.storage.location import open_location
 from mvqkd.workers.audio import AudioLoader
-from mvqkd.workers.cuts import text_of
+from mvqkd.workers.cuts import UtteranceError, text_of
 from mvqkd.workers.distill.student_record import load_student
 from mvqkd.workers.recognize.delay import WORDS, words_heard
 
@@ -38,61 +40,72 @@ def main() -> None:
     student, units, _ = load_student(open_location(arguments.student))
     if not isinstance(student, CtcStudent):
         parser.error(f"{arguments.student} is a {type(student).__name__}; train one with student.loss: ctc")
-    cuts = CutSet.from_file(arguments.cuts)
-    CutSet.from_cuts(aligned(student.eval(), units, cuts)).to_file(arguments.out)
-    print(f"{len(cuts)} cuts with the times of their words: {arguments.out}")
+    aligned, left_out = align(student.eval(), units, CutSet.from_file(arguments.cuts))
+    for error in left_out:
+        print(f"left out: {error}", file=sys.stderr)
+    CutSet.from_cuts(aligned).to_file(arguments.out)
+    print(f"{len(aligned)} cuts with the times of their words, {len(left_out)} left out: {arguments.out}")
 
 
-def aligned(student: CtcStudent, units: Units, cuts: CutSet) -> Iterator[MonoCut]:
-    """Each cut that has a text, with the times of its words."""
+def align(student: CtcStudent, units: Units, cuts: CutSet) -> tuple[list[MonoCut], list[UtteranceError]]:
+    """The cuts with the times of their words, and those that cannot have any."""
     loader = AudioLoader(student.frames.sample_rate_hz)
+    aligned: list[MonoCut] = []
+    left_out: list[UtteranceError] = []
     for cut in track(list(cuts), description="align"):
-        text = text_of(cut)
-        if not text:
-            continue
-        (supervision,) = cut.supervisions
-        yield replace(
-            cut,
-            supervisions=[
-                replace(supervision, alignment={WORDS: word_times(student, units, cut, text, loader)})
-            ],
-        )
+        try:
+            items = word_times(student, units, cut, loader)
+        except UtteranceError as error:
+            left_out.append(error)
+        else:
+            (supervision,) = cut.supervisions
+            aligned.append(replace(cut, supervisions=[replace(supervision, alignment={WORDS: items})]))
+    return aligned, left_out
 
 
 @torch.inference_mode()
-def word_times(
-    student: CtcStudent, units: Units, cut: MonoCut, text: str, loader: AudioLoader
-) -> list[AlignmentItem]:
-    """The words of a text in the audio of its cut, in seconds from the start of the recording."""
+def word_times(student: CtcStudent, units: Units, cut: MonoCut, loader: AudioLoader) -> list[AlignmentItem]:
+    """The words of a cut, in seconds from the start of its recording.
+
+    Raises:
+        UtteranceError: it has no text, or several, or one with units that the student has not; its audio cannot be read, or is too short for its text.
+    """
+    text = text_of(cut)
+    if not text or len(cut.supervisions) != 1:
+        raise UtteranceError(cut.id, f"has {len(cut.supervisions)} supervisions; one with a text is aligned")
     features_BTF = student.features(loader(cut)).unsqueeze(0)
     logits_BSV, _ = student.logits(features_BTF, torch.tensor([features_BTF.shape[1]]))
-    wanted_BU = torch.tensor([units.encode(text)])
-    path_BS, scores_BS = forced_align(logits_BSV.log_softmax(-1), wanted_BU, blank=0)
-    frame_s = 1 / student.frames.frame_rate_hz
-    first_s = student.frames.frame_offset_s - frame_s / 2
-    spans = merge_tokens(path_BS[0], scores_BS[0].exp())
-    starts, ends = (
-        [
-            TimedUnit(unit=span.token, time_s=0.0, heard_s=first_s + getattr(span, side) * frame_s)
-            for span in spans
-        ]
-        for side in ("start", "end")
-    )
-    begin = dict(enumerate(begins(starts, units)))
+    try:
+        wanted = units.encode(text)
+    except ValueError as error:
+        raise UtteranceError(cut.id, str(error)) from error
+    # Equal units in a row have a blank between them.
+    needed = len(wanted) + sum(one == other for one, other in pairwise(wanted))
+    if needed > logits_BSV.shape[1]:
+        raise UtteranceError(cut.id, f"its text needs {needed} frames, its audio has {logits_BSV.shape[1]}")
+    path_BS, scores_BS = forced_align(logits_BSV.log_softmax(-1), torch.tensor([wanted]), blank=BLANK)
+    spans = merge_tokens(path_BS[0], scores_BS[0].exp(), blank=BLANK)
+    frames = student.frames
+
+    def time_s(frame: int) -> float:
+        """When a frame begins: half a frame before its center."""
+        return cut.start + frames.frame_offset_s + (frame - 0.5) / frames.frame_rate_hz
+
+    ends = words_heard([span.token for span in spans], [time_s(span.end) for span in spans], units.decode)
+    begins = [time_s(spans[first].start) for first in first_units(wanted, units)]
     return [
-        AlignmentItem(word, round(cut.start + begin[number], 6), round(end_s - begin[number], 6))
-        for number, (word, end_s) in enumerate(words_heard(ends, units.decode))
+        AlignmentItem(word, round(begin_s, 6), round(end_s - begin_s, 6))
+        for begin_s, (word, end_s) in zip(begins, ends, strict=True)
     ]
 
 
-def begins(starts: list[TimedUnit], units: Units) -> Iterator[float]:
-    """When the first unit of each word begins."""
-    found = 0
-    for number, unit in enumerate(starts, start=1):
-        words = len(units.decode([each.unit for each in starts[:number]]).split())
-        if words > found:
-            found = words
-            yield unit.heard_s
+def first_units(wanted: list[int], units: Units) -> Iterator[int]:
+    """The place of the first unit of each word."""
+    words = 0
+    for place in range(len(wanted)):
+        if len(units.decode(wanted[: place + 1]).split()) > words:
+            words += 1
+            yield place
 
 
 if __name__ == "__main__":

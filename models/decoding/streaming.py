@@ -73,6 +73,11 @@ class TimedUnit:
     heard_s: float
 
 
+def can_stream(student: object) -> bool:
+    """Whether a student recognizes while audio comes in: it is a `StreamingStudent`, and its latency is finite."""
+    return hasattr(student, "open_stream") and math.isfinite(getattr(student, "latency_s", math.inf))
+
+
 class StreamingDecoder:
     """Recognizes one utterance after the other, each chunk by chunk.
 
@@ -86,7 +91,7 @@ class StreamingDecoder:
     """
 
     def __init__(self, student: StreamingStudent) -> None:
-        if not math.isfinite(getattr(student, "latency_s", math.inf)):
+        if not can_stream(student):
             raise ValueError(
                 f"a {type(student).__name__} hears the whole utterance before its first unit; train a student with "
                 "student.kind: emformer to recognize while audio comes in"

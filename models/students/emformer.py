@@ -13,7 +13,7 @@ from torchaudio.models import Emformer
 
 from mvqkd.models.features import NUM_MEL_BINS
 from mvqkd.models.students.config import SUBSAMPLING
-from mvqkd.models.students.encoded import Encoder, FrameStream
+from mvqkd.models.students.encoded import FrameStream, StreamableEncoder
 from mvqkd.models.students.kinds import FRAME_MS, EmformerConfig
 from mvqkd.models.students.subsampling import MEL_FRAMES_SEEN, Subsampling, subsampled_length
 
@@ -44,7 +44,7 @@ class EmformerBlock(nn.Module):
         return BlockOutput(x_PBD[:num_frames].transpose(0, 1), x_PBD, right_RBD, memory_MBD)
 
 
-class EmformerEncoder(Encoder):
+class EmformerEncoder(StreamableEncoder):
     """Subsampling and a stack of torchaudio's Emformer layers (Shi et al., arXiv 2010.10759).
 
     An utterance is followed by frames of zeros, to whole segments and their right context, which all layers see as they

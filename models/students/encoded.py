@@ -34,8 +34,6 @@ class Encoder(nn.Module, ABC):
     """Log-mel features to frames at a quarter of their rate; `layers` are called once each in a forward pass."""
 
     layers: nn.ModuleList
-    frames_ahead: float = math.inf
-    """Most later frames that a frame depends on."""
 
     @abstractmethod
     def forward(self, features_BTF: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,9 +43,16 @@ class Encoder(nn.Module, ABC):
     def layer_output(self, raw: object) -> Tensor:
         """What a layer returned, as frames (B, S, D)."""
 
+
+class StreamableEncoder(Encoder):
+    """An encoder that need not see the whole utterance."""
+
+    frames_ahead: int
+    """Most later frames that a frame depends on."""
+
+    @abstractmethod
     def stream(self) -> FrameStream:
-        """A new utterance, piece by piece; only where `frames_ahead` is finite."""
-        raise NotImplementedError(f"{type(self).__name__} sees the whole utterance")
+        """A new utterance, piece by piece."""
 
 
 class EncodedStudent(Student):
@@ -73,14 +78,14 @@ class EncodedStudent(Student):
     @cached_property
     def _extractor(self) -> LogMel | Fbank:
         """A student that is to hear audio as it comes cannot subtract the mean of what has not come."""
-        if math.isinf(self.encoder.frames_ahead):
+        if not isinstance(self.encoder, StreamableEncoder):
             return feature_extractor(self.config.features, self.config.sample_rate_hz)
         return StreamableLogMel(self.config.sample_rate_hz)
 
     @property
     def latency_s(self) -> float:
         """See `Student.latency_s`."""
-        if math.isinf(self.encoder.frames_ahead):
+        if not isinstance(self.encoder, StreamableEncoder):
             return math.inf
         assert isinstance(self._extractor, StreamableLogMel)
         last_mel_s = (MEL_FRAMES_SEEN - 1) / MEL_FRAMES_PER_S - self.frames.frame_offset_s
@@ -93,7 +98,7 @@ class EncodedStudent(Student):
         Raises:
             ValueError: the encoder sees the whole utterance.
         """
-        if math.isinf(self.latency_s):
+        if not isinstance(self.encoder, StreamableEncoder):
             raise ValueError(
                 "this student hears the whole utterance before its first unit; train one with "
                 "student.kind: emformer to recognize while audio comes in"

@@ -21,6 +21,8 @@ class Mischief:
             kill: once, after its first batch, the process is killed. deadly: the same every time.
             kill_after_put: once, when it was committed and nobody knows yet.
             hang: once, it never comes to an end. raise: once, an error. term: once, SIGTERM; the work goes on.
+        or_later: what could not be killed after its commit, because another fault took the worker or the answer first,
+            is made up for after the commit of a later shard.
         slow_s: how long each batch takes.
         environment: variables of the workers; None takes one away.
         clock_s: how much the clock of the workers is wrong.
@@ -28,6 +30,7 @@ class Mischief:
 
     folder: Path
     faults: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    or_later: bool = False
     slow_s: float = 0.0
     environment: Mapping[str, str | None] = field(default_factory=dict)
     clock_s: float = 0.0
@@ -50,20 +53,22 @@ class Mischief:
     def strike(self, shard: Shard) -> None:
         """A batch of a shard is done."""
         time.sleep(self.slow_s)
-        if self._once("kill", shard) or "deadly" in self.faults.get(shard.position, ()):
+        if self._once("kill", shard.position) or "deadly" in self.faults.get(shard.position, ()):
             os.kill(os.getpid(), signal.SIGKILL)
-        if self._once("term", shard):
+        if self._once("term", shard.position):
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.2)  # this thread is not the one that hears it
-        if self._once("raise", shard):
+        if self._once("raise", shard.position):
             raise RuntimeError("mischief")
-        while self._once("hang", shard):
+        while self._once("hang", shard.position):
             time.sleep(3600)
 
     def strike_after_put(self, shard: Shard) -> None:
         """A shard was committed."""
-        if self._once("kill_after_put", shard):
-            os.kill(os.getpid(), signal.SIGKILL)
+        last = shard.position
+        for position in range(0 if self.or_later else last, last + 1):
+            if self._once("kill_after_put", position):
+                os.kill(os.getpid(), signal.SIGKILL)
 
     def computed(self) -> list[int]:
         """Positions of the shards that were computed, as often as they were; none was in the table then."""
@@ -76,11 +81,11 @@ class Mischief:
         """How many shards a fault has struck."""
         return len(list(self.folder.glob(f"{kind}-*")))
 
-    def _once(self, kind: str, shard: Shard) -> bool:
-        if kind not in self.faults.get(shard.position, ()):
+    def _once(self, kind: str, position: int) -> bool:
+        if kind not in self.faults.get(position, ()):
             return False
         try:
-            (self.folder / f"{kind}-{shard.position}").touch(exist_ok=False)
+            (self.folder / f"{kind}-{position}").touch(exist_ok=False)
         except FileExistsError:
             return False
         return True

@@ -69,7 +69,7 @@ def soak(
         )
         struck = {kind: rng.sample(range(total), max(1, round(chance * total))) for kind in OF_SHARDS}
         by_shard = {n: tuple(kind for kind in OF_SHARDS if n in struck[kind]) for n in range(total)}
-        mischief = faults.mischief(faults=by_shard, clock_s=CLOCK_S)
+        mischief = faults.mischief(faults=by_shard, or_later=True, clock_s=CLOCK_S)
         troubles.until_done(mischief)
         # What always kills its worker was set aside; once that is put right, the rest is done too.
         set_aside = troubles.num_missing()

@@ -166,9 +166,8 @@ def test_the_first_codebooks_alone():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_codes_depend_on_the_frame_alone_on_cuda():
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
     quantizer = seeded(64, 256, 8).cuda()
     x = torch.randn(5000, 64, device="cuda")
     codes = quantizer.encode(x)

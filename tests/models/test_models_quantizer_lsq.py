@@ -236,8 +236,7 @@ def test_config_refuses_impossible_values(change):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_fit_runs_on_cuda():
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
     result = fit_quantizer(frames(3000), valid=frames(500, seed=1), config=config(), device="cuda")
     assert result.quantizer.centers.is_cuda and result.valid_rrl < 0.04

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mvqkd.models.decoding.streaming import StreamingDecoder
+from mvqkd.models.decoding.streaming import StreamingDecoder, can_stream
 from mvqkd.models.distillation.heads import TargetSpec, build_head
 from mvqkd.models.distillation.model import AttachedHead, DistillationModel
 from mvqkd.models.distillation.tap import tapped
@@ -143,6 +143,7 @@ def test_latency_is_what_a_frame_waits_for() -> None:
 def test_what_hears_the_whole_utterance_is_not_streamed() -> None:
     with pytest.raises(ValueError, match=r"hears the whole utterance.*student\.kind: emformer"):
         StreamingDecoder(make("conformer"))  # type: ignore[arg-type]
+    assert can_stream(make("emformer")) and not can_stream(make("conformer"))
 
 
 def test_settings_come_back_and_those_of_before_are_a_conformers() -> None:

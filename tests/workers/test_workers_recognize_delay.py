@@ -19,7 +19,6 @@ from mvqkd.workers.audio import AudioLoader
 from mvqkd.workers.recognize.delay import (
     DelayMeter,
     Delays,
-    can_stream,
     report_delays,
     words_heard,
     words_said,
@@ -62,12 +61,9 @@ def test_an_alignment_of_another_text_is_none(items: list[tuple[str, float, floa
 
 
 def test_a_word_is_there_with_its_last_unit() -> None:
-    assert words_heard(timed("a cat sat", every_s=0.1), UNITS.decode) == [
-        ("a", pytest.approx(0.1)),
-        ("cat", pytest.approx(0.5)),
-        ("sat", pytest.approx(0.9)),
-    ]
-    assert words_heard([], UNITS.decode) == []
+    units = UNITS.encode("a cat sat")
+    assert words_heard(units, range(len(units)), UNITS.decode) == [("a", 0), ("cat", 4), ("sat", 8)]
+    assert words_heard([], [], UNITS.decode) == []
 
 
 def test_delays_of_right_words_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,6 +82,8 @@ def test_delays_of_right_words_alone(tmp_path: Path, monkeypatch: pytest.MonkeyP
     # "the" ended after 0.2 s and was there after 0.3 s; "sat" ended after 1.5 s and was there after 1.3 s.
     assert delays.words_s == pytest.approx((0.1, -0.2))
     assert delays.latency_s == student.latency_s
+    heard.clear()
+    assert meter(cut).words_s == () == meter(cut).waits_s
 
 
 def test_all_together() -> None:
@@ -98,11 +96,3 @@ def test_all_together() -> None:
     silent = report_delays([Delays(latency_s=0.5, waits_s=(), words_s=())], chunk_s=0.1)
     assert silent is not None and (silent.waits, silent.words, silent.aligned) == (None, None, 1)
     assert report_delays([], chunk_s=0.1) is None
-
-
-def test_only_streaming_students_can(tmp_path: Path) -> None:
-    from mvqkd.models.students.config import StudentConfig
-
-    assert can_stream(build_student(CONFIG, 5))
-    whole = StudentConfig(encoder_dim=16, num_layers=1, num_heads=2, ffn_dim=16)
-    assert not can_stream(build_student(whole, 5))

@@ -3,7 +3,6 @@
 Shape suffix: T samples.
 """
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -97,7 +96,9 @@ class DelayMeter:
         said = words_said(cut)
         if said is None:
             return None
-        words = words_heard(heard, self._units.decode)
+        words = words_heard(
+            [unit.unit for unit in heard], [unit.heard_s for unit in heard], self._units.decode
+        )
         places = align(" ".join(word for word, _ in said), " ".join(word for word, _ in words))
         ends, outs = iter(said), iter(words)
         delays_s = []
@@ -109,11 +110,6 @@ class DelayMeter:
                 assert out is not None
                 delays_s.append(out[1] - end[1])
         return tuple(delays_s)
-
-
-def can_stream(student: "Student") -> bool:
-    """Whether it recognizes while audio comes in."""
-    return math.isfinite(getattr(student, "latency_s", math.inf)) and hasattr(student, "open_stream")
 
 
 def words_said(cut: "MonoCut") -> list[tuple[str, float]] | None:
@@ -133,16 +129,18 @@ def words_said(cut: "MonoCut") -> list[tuple[str, float]] | None:
     return found or None
 
 
-def words_heard(heard: "Sequence[TimedUnit]", decode: Callable[[list[int]], str]) -> list[tuple[str, float]]:
-    """The words of a stream, each with how much audio had come in when its last unit came out."""
-    words = decode([unit.unit for unit in heard]).split()
-    times: list[tuple[str, float]] = []
-    for number, unit in enumerate(heard, start=1):
+def words_heard(
+    units: Sequence[int], times_s: Sequence[float], decode: Callable[[list[int]], str]
+) -> list[tuple[str, float]]:
+    """The words that units make, each with the time of its last unit."""
+    words = decode(list(units)).split()
+    heard: list[tuple[str, float]] = []
+    for number, time_s in enumerate(times_s, start=1):
         # A word is there as soon as it is what it stays, though only the next unit may show that it has ended.
-        so_far = decode([unit.unit for unit in heard[:number]]).split()
-        while len(times) < min(len(words), len(so_far)) and so_far[len(times)] == words[len(times)]:
-            times.append((words[len(times)], unit.heard_s))
-    return times
+        so_far = decode(list(units[:number])).split()
+        while len(heard) < min(len(words), len(so_far)) and so_far[len(heard)] == words[len(heard)]:
+            heard.append((words[len(heard)], time_s))
+    return heard
 
 
 def report_delays(found: Iterable[Delays], *, chunk_s: float) -> DelayReport | None:

@@ -13,6 +13,7 @@ from lhotse import MonoCut
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from mvqkd.models.decoding.streaming import can_stream
 from mvqkd.models.students.base import Student
 from mvqkd.models.students.units import Units
 from mvqkd.storage.location import Location
@@ -21,7 +22,7 @@ from mvqkd.workers.cuts import UtteranceError, speaker_of, text_of, text_problem
 from mvqkd.workers.decode_ahead import decoded_batches, length_sorted_batches
 from mvqkd.workers.distill.student_record import load_student
 from mvqkd.workers.plan import Shard, read_shard_cuts
-from mvqkd.workers.recognize.delay import DelayMeter, can_stream
+from mvqkd.workers.recognize.delay import DelayMeter
 from mvqkd.workers.recognize.score import NotRecognized, Recognized
 from mvqkd.workers.recognize.settings import DecodeConfig
 from mvqkd.workers.teacher import choose_device
@@ -58,7 +59,7 @@ class RecognizeSettings:
         """Load the student in this process."""
         torch.set_num_threads(self.threads)
         student, units, _ = load_student(self.student)
-        student = student.to(choose_device("auto" if self.use_gpu else "cpu")).eval()
+        student = student.to(choose_device("auto" if self.use_gpu else "cpu"))
         loader = AudioLoader(student.frames.sample_rate_hz, s3=self.options, root=self.root)
         recognizer = Recognizer(
             student, units, loader=loader, batch_seconds=self.batch_seconds, decode=self.decode
