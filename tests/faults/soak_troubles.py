@@ -129,7 +129,8 @@ class Troubles:
                 return
 
     def finish(self, mischief: Mischief) -> None:
-        """The last command, which nothing disturbs."""
+        """The last command, which nothing disturbs: not even what waited for the shards that were set aside."""
+        self._schedule.clear()
         self._start(mischief)
         (code,) = self._work(mischief)
         assert code == 0 and not self.num_missing(), (code, self.num_missing(), self._last_said[-4000:])
