@@ -68,7 +68,8 @@ def word_times(student: CtcStudent, units: Units, cut: MonoCut, loader: AudioLoa
     """The words of a cut, in seconds from the start of its recording.
 
     Raises:
-        UtteranceError: it has no text, or several, or one with units that the student has not; its audio cannot be read, or is too short for its text.
+        UtteranceError: it has no text, or several, or one with units that the student has not; its audio cannot be
+            read, or is too short for its text.
     """
     text = text_of(cut)
     if not text or len(cut.supervisions) != 1:
