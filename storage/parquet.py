@@ -1,7 +1,6 @@
 """Parquet files as bytes: the same bytes for the same table, footers and key-value pairs, damage found and named."""
 
 import io
-import struct
 from collections.abc import Callable, Mapping, Sequence
 
 import pyarrow as pa
@@ -9,15 +8,12 @@ import pyarrow.parquet as pq
 
 from mvqkd.storage.contract import TableContract
 from mvqkd.storage.errors import TableError
+from mvqkd.storage.footer import MAGIC, FooterError, read_footer, sealed
 from mvqkd.storage.payloads import STORED
 
 CONTRACT_KEY = b"mvqkd.contract"
 EXTRACT_AGAIN = "delete this object and run extract again, which computes only this shard"
-TAIL_BYTES = 16 * 1024
-"""Of a file that are fetched to find its footer: 3 kB, a few kB of summary, and room for what is added later."""
 
-_MAGIC = b"PAR1"
-_ENDING_BYTES = 8  # length of the footer, then the magic
 # What pyarrow raises for files that are not whole: names that are not UTF-8 come as Python's own error, sizes that
 # cannot be as MemoryError or OverflowError.
 _DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError, MemoryError, OverflowError)
@@ -54,7 +50,7 @@ def to_parquet(table: pa.Table, metadata: Mapping[bytes, str | Callable[[int], s
             for key, value in metadata.items()
         }
         writer.add_key_value_metadata(pairs)
-    return sink.getvalue().to_pybytes()
+    return sealed(sink.getvalue().to_pybytes())
 
 
 def open_parquet(source: bytes | io.RawIOBase, *, where: str) -> pq.ParquetFile:
@@ -69,11 +65,13 @@ def open_parquet(source: bytes | io.RawIOBase, *, where: str) -> pq.ParquetFile:
         StorageError: the store broke off.
     """
     try:
-        if isinstance(source, bytes):
-            return pq.ParquetFile(pa.BufferReader(source), page_checksum_verification=True)
-        footer = pq.read_metadata(pa.BufferReader(_ending(source, where=where)))
-        return pq.ParquetFile(source, metadata=footer, page_checksum_verification=True)
-    except _DAMAGE as error:
+        ending = read_footer(io.BytesIO(source) if isinstance(source, bytes) else source)
+        return pq.ParquetFile(
+            pa.BufferReader(source) if isinstance(source, bytes) else source,
+            metadata=pq.read_metadata(pa.BufferReader(ending)),
+            page_checksum_verification=True,
+        )
+    except (FooterError, *_DAMAGE) as error:
         raise damaged(where, error) from error
 
 
@@ -131,20 +129,4 @@ def payload_bytes(metadata: pq.FileMetaData, contract: TableContract, *, where: 
 
 def end_of_pages(metadata: pq.FileMetaData, *, where: str) -> int:
     """The byte where the pages of a file of ours end: they follow the magic without gaps."""
-    return len(_MAGIC) + compressed_bytes(metadata, where=where)
-
-
-def _ending(source: io.RawIOBase, *, where: str) -> bytes:
-    """The footer and what follows it, by one read of the file's end; by two when the footer is a long one."""
-    size = source.seek(0, io.SEEK_END)
-    source.seek(max(0, size - TAIL_BYTES))
-    tail = source.read(TAIL_BYTES) or b""
-    if len(tail) < _ENDING_BYTES or not tail.endswith(_MAGIC):
-        raise damaged(where, f"{size} bytes that do not end with {_MAGIC.decode()}")
-    length = struct.unpack("<I", tail[-_ENDING_BYTES:-4])[0] + _ENDING_BYTES
-    if length > size:
-        raise damaged(where, f"its footer of {length} bytes is longer than the file")
-    if length > len(tail):
-        source.seek(size - length)
-        tail = (source.read(length - len(tail)) or b"") + tail
-    return tail[-length:]
+    return len(MAGIC) + compressed_bytes(metadata, where=where)

@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 
 from mvqkd.storage.contract import TableContract
 from mvqkd.storage.errors import ContractError, ObjectMissingError, TableError
+from mvqkd.storage.footer import TAIL_BYTES
 from mvqkd.storage.location import Location
 from mvqkd.storage.parquet import (
     CONTRACT_KEY,
     EXTRACT_AGAIN,
-    TAIL_BYTES,
     columns_of,
     damaged,
     open_parquet,

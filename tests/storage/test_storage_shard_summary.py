@@ -13,8 +13,9 @@ import pytest
 from mvqkd.storage import local_store
 from mvqkd.storage.errors import TableError
 from mvqkd.storage.failures import Failure, write_failures
+from mvqkd.storage.footer import TAIL_BYTES
 from mvqkd.storage.location import open_location
-from mvqkd.storage.parquet import CONTRACT_KEY, TAIL_BYTES, to_parquet
+from mvqkd.storage.parquet import CONTRACT_KEY, to_parquet
 from mvqkd.storage.shard_summary import SUMMARY_KEY, ShardSummary, SummaryTotal
 from mvqkd.storage.summary import inspect_table, object_sizes, summarize
 from mvqkd.storage.table import IndexTable
@@ -190,6 +191,9 @@ def test_a_flipped_bit_in_the_summary_is_found(filled):
     at = data.index(b'"duration_s":') + 15
     assert chr(data[at]).isdigit()
     data[at] ^= 1
+    data[data.rindex(b"mvqkdcrc")] ^= (
+        1  # the checksum of the whole footer, which earlier versions did not write
+    )
     filled.location.replace("a.parquet", bytes(data))
     for read in (lambda: filled.summary_of("a"), lambda: inspect_table(filled.location), filled.verify):
         with pytest.raises(
