@@ -23,16 +23,15 @@ def full_float32_products() -> Iterator[None]:
 
 
 @contextmanager
-def products_of_bfloat16() -> Iterator[None]:
-    """Inside, float32 matrices whose numbers are bfloat16 ones may go through units of that or a little more precision.
+def products_of_tf32() -> Iterator[None]:
+    """Inside, CUDA may round the factors of float32 products to TF32 (10 bits), for numbers that lose nothing by it.
 
-    On CPUs with AMX that is three times as fast as float32, on CUDA with TF32 more. Nothing is lost of such numbers;
-    sums are float32. Switches of the whole process, put back afterwards.
+    Sums are float32. A switch of the whole process, put back afterwards.
     """
-    on_cuda, on_cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = on_cuda.fp32_precision, on_cpu.fp32_precision
-    on_cuda.fp32_precision, on_cpu.fp32_precision = "tf32", "bf16"
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "tf32"
     try:
         yield
     finally:
-        on_cuda.fp32_precision, on_cpu.fp32_precision = before
+        matmul.fp32_precision = before

@@ -48,8 +48,7 @@ def fit_ours(train_MD: Tensor, options: FitOptions, *, ordered: bool) -> Fitted:
         valid_every=_MEASURED_EVERY_ROUNDS,
     )
     fitted = _fit_with(config, train_MD, options)
-    rank = max(1, train_MD.shape[1] * 3 // 8)
-    return replace(fitted, encode_fast=lambda x_BD: fitted.encode(x_BD, 1, rank=rank))
+    return replace(fitted, encode_fast=lambda x_BD: fitted.encode(x_BD, 1, products="int8"))
 
 
 def fit_ours_paper(train_MD: Tensor, options: FitOptions) -> Fitted:

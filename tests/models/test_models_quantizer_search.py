@@ -84,22 +84,19 @@ def test_compiled_search_is_the_search_in_tensors(codebook_size, num_codebooks, 
             assert (error <= squared_error(quantizer, x, start) + 1e-4).all()
 
 
-def test_a_lower_rank_is_near_and_the_full_one_is_exact():
-    quantizer = seeded(48, 16, 4)
+@pytest.mark.parametrize("dim", [48, 512])
+def test_codes_by_products_of_bytes_are_hardly_worse(dim):
+    quantizer = seeded(dim, 16, 4)
     with torch.no_grad():
-        # Most of what the centers say lies in a few directions, as in embeddings.
-        quantizer.centers *= torch.logspace(0, -3, 48)
-    x = quantizer.decode(torch.randint(16, (400, 4))).detach() + 0.02 * torch.randn(400, 48)
-    exact = quantizer.encode(x)
-    assert (quantizer.encode(x, rank=48) == exact).all(dim=1).float().mean() > 0.99
-    error, near, poor = (
-        squared_error(quantizer, x, codes).sum()
-        for codes in (exact, quantizer.encode(x, rank=16), quantizer.encode(x, rank=1))
-    )
-    assert error <= near < 1.05 * error < poor
-    assert torch.equal(quantizer.encode(x), exact), "tables of another rank are not used"
-    with pytest.raises(ValueError, match=r"rank=0 must lie in 1\.\.48"):
-        quantizer.encode(x, rank=0)
+        # A few channels are a thousand times as large as others, as in embeddings.
+        quantizer.centers *= torch.logspace(0, -3, dim)
+    x = quantizer.decode(torch.randint(16, (400, 4))).detach() + 0.02 * torch.randn(400, dim)
+    exact, near = quantizer.encode(x), quantizer.encode(x, products="int8")
+    error, near_error = (squared_error(quantizer, x, codes).sum() for codes in (exact, near))
+    assert 0.98 * error < near_error < 1.02 * error
+    assert torch.equal(quantizer.encode(x), exact), "tables of bytes are not used"
+    with pytest.raises(ValueError, match="products='int4'; use float32 or int8"):
+        quantizer.encode(x, products="int4")
 
 
 def test_search_in_tensors():

@@ -108,8 +108,9 @@ def test_nothing_between_audio_and_codes_asks_the_device(folders, monkeypatch, v
     tables = coder._tables
     parts = {"offset_D": tables.offset_D, "bias_M": tables.bias_M, "cross_MM": tables.cross_MM}
     parts = {name: tensor.to(meta) for name, tensor in parts.items()}
-    linear = tuple(each.to(meta) for each in tables.linear)
-    coder._tables = type(tables)(num_codebooks=4, linear=linear, largest=tables.largest, **parts)
+    coder._tables = type(tables)(
+        num_codebooks=4, linear_DM=tables.linear_DM.to(meta), largest=tables.largest, **parts
+    )
     for name in ("_mean_D", "_centers_MD", "_first_N"):
         setattr(coder, name, getattr(coder, name).to(meta))
     waveforms = make_waveforms(5_000, 719, 16_000)

@@ -21,6 +21,7 @@ from mvqkd.models.quantizer.search.effort import TOLERANCE, Effort
 
 _FEWEST_FRAMES_PER_PART = 64
 _PARTS_PER_THREAD = 2
+_LANES = 32
 
 
 def _with_numba(**more: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -39,34 +40,44 @@ def _with_numba(**more: Any) -> Callable[[Callable[..., Any]], Callable[..., Any
 
 
 @_with_numba(inline="always")
-def _least(cost_M: np.ndarray, first: int, size: int, part: np.ndarray) -> Any:
-    """The least of `size` costs, a power of two, from `first` on; `part` is a place for half of them.
+def _least(cost_M: np.ndarray, first: int, size: int, lanes: np.ndarray) -> Any:
+    """The least of `size` costs, a power of two, from `first` on; `lanes` is a place for `_LANES` of them.
 
-    By halves, which become vectors: of a plain minimum the compiler makes one comparison after the other.
+    A loop of fixed length becomes vectors: of a plain minimum the compiler makes one comparison after the other.
     """
-    part[0] = cost_M[first]
-    half = size // 2
-    for i in range(half):
-        part[i] = min(cost_M[first + i], cost_M[first + half + i])
-    while half > 1:
-        half //= 2
-        for i in range(half):
-            part[i] = min(part[i], part[half + i])
-    return part[0]
+    if size < _LANES:
+        least = cost_M[first]
+        for i in range(1, size):
+            least = min(least, cost_M[first + i])
+        return least
+    for lane in range(_LANES):
+        lanes[lane] = cost_M[first + lane]
+    for row in range(first + _LANES, first + size, _LANES):
+        for lane in range(_LANES):
+            lanes[lane] = min(lanes[lane], cost_M[row + lane])
+    for lane in range(16):
+        lanes[lane] = min(lanes[lane], lanes[16 + lane])
+    for lane in range(8):
+        lanes[lane] = min(lanes[lane], lanes[8 + lane])
+    for lane in range(4):
+        lanes[lane] = min(lanes[lane], lanes[4 + lane])
+    return min(min(lanes[0], lanes[1]), min(lanes[2], lanes[3]))
 
 
 @_with_numba(inline="always")
-def _greatest(cost_M: np.ndarray, first: int, size: int, part: np.ndarray) -> Any:
-    """As `_least`."""
-    part[0] = cost_M[first]
-    half = size // 2
-    for i in range(half):
-        part[i] = max(cost_M[first + i], cost_M[first + half + i])
-    while half > 1:
-        half //= 2
-        for i in range(half):
-            part[i] = max(part[i], part[half + i])
-    return part[0]
+def _greatest(cost_M: np.ndarray, lanes: np.ndarray) -> Any:
+    """Of all costs, as `_least`."""
+    size = len(cost_M)
+    greatest = cost_M[size - 1]
+    lanes[:] = greatest
+    for row in range(0, size - _LANES + 1, _LANES):
+        for lane in range(_LANES):
+            lanes[lane] = max(lanes[lane], cost_M[row + lane])
+    for i in range(size - size % _LANES, size):
+        greatest = max(greatest, cost_M[i])
+    for lane in range(_LANES):
+        greatest = max(greatest, lanes[lane])
+    return greatest
 
 
 @_with_numba(inline="always")
@@ -85,13 +96,13 @@ def _start(
     from_codes: bool,
     codes_N: np.ndarray,
     codebook_size: int,
-    part: np.ndarray,
+    lanes: np.ndarray,
 ) -> None:
     """Choose the first code, or take the one given, and add what its entries cost with others."""
     for n in range(len(codes_N)):
         first = n * codebook_size
         if not from_codes:
-            codes_N[n] = _place(cost_M, first, _least(cost_M, first, codebook_size, part))
+            codes_N[n] = _place(cost_M, first, _least(cost_M, first, codebook_size, lanes))
         row_M = cross_MM[first + codes_N[n]]
         for i in range(len(cost_M)):
             cost_M[i] += row_M[i]
@@ -113,15 +124,14 @@ def _search(
     codebook_size = size // num_codebooks
     code_N = np.empty(num_codebooks, np.int64)
     free_from_N = np.empty(num_codebooks, np.int64)
-    part = np.empty(max(1, codebook_size // 2), cost_BM.dtype)
+    lanes = np.empty(_LANES, cost_BM.dtype)
     for b in range(frames):
         cost_M = cost_BM[b]
-        low, high = cost_M[0], cost_M[0]
+        low, high = cost_M[0], _greatest(cost_M, lanes)
         for n in range(num_codebooks):
-            low = min(low, _least(cost_M, n * codebook_size, codebook_size, part))
-            high = max(high, _greatest(cost_M, n * codebook_size, codebook_size, part))
+            low = min(low, _least(cost_M, n * codebook_size, codebook_size, lanes))
         tolerance = (high - low) * cost_M.dtype.type(TOLERANCE)
-        _start(cost_M, cross_MM, from_codes, codes_BN[b], codebook_size, part)
+        _start(cost_M, cross_MM, from_codes, codes_BN[b], codebook_size, lanes)
         if num_codebooks == 1:
             continue
         code_N[:] = codes_BN[b]
@@ -134,7 +144,7 @@ def _search(
                 first = n * codebook_size
                 own = cost_M[first + code_N[n]]
                 cost_M[first + code_N[n]] = np.inf
-                least = _least(cost_M, first, codebook_size, part)
+                least = _least(cost_M, first, codebook_size, lanes)
                 allowed = free_from_N[n] <= move or now + (least - own) < best - tolerance
                 if allowed and (chosen < 0 or least - own < change):
                     change, chosen, chosen_least = least - own, n, least

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Products = Literal["float32", "bfloat16"]
+Products = Literal["float32", "int8"]
 
 MAX_TENURE = 3
 _MOVES_PER_PASS = 4
@@ -26,7 +26,7 @@ class Search:
 
 SEARCHES = {
     "full": Search(passes=5, products="float32"),
-    "fast": Search(passes=1, products="bfloat16"),
+    "fast": Search(passes=1, products="int8"),
 }
 """A name stands for one way for ever: tables hold it."""
 

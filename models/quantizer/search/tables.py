@@ -20,15 +20,16 @@ Shape suffixes: B frames, N codebooks, K entries per codebook, M = N * K, D embe
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mvqkd.models.precision import products_of_bfloat16
+from mvqkd.models.quantizer.search.byte_products import ByteProducts
 from mvqkd.models.quantizer.search.choose import Backend, choose_search
-from mvqkd.models.quantizer.search.effort import Effort, Products
+from mvqkd.models.quantizer.search.effort import Effort
 
 _ROWS_PER_PRODUCT = {"cpu": 256, "cuda": 4096}
 _COSTS_AT_ONCE = {"cpu": 2**21, "cuda": 2**26}
@@ -45,16 +46,15 @@ class SearchTables:
 
     num_codebooks: int
     offset_D: Tensor
-    linear: tuple[Tensor, ...]
-    """One matrix (D, M), or two, (D, R) and (R, M): a frame's product with column m is what center m costs in that
-    frame, up to `bias_M`."""
+    linear_DM: Tensor
+    """A frame's product with column m is what center m costs in that frame, up to `bias_M`."""
     bias_M: Tensor
     cross_MM: Tensor
     """What two centers cost together; zero where both are of one codebook, since a code never holds both."""
     largest: float
     """Magnitude of a frame's numbers up to which no cost can overflow."""
-    products: Products = "float32"
-    """To what the factors of a frame's products are rounded. Sums are always taken in float32 (or wider)."""
+    byte_products: ByteProducts | None = None
+    """In the place of `linear_DM`, where a frame's products are taken of numbers of one byte."""
 
     @staticmethod
     def build(
@@ -64,7 +64,6 @@ class SearchTables:
         logprob_weight: float = 0.0,
         prefix_weights: Sequence[float] | None = None,
         channel_weights_D: Tensor | None = None,
-        rank: int | None = None,
     ) -> "SearchTables":
         """Tabulate the inner products; costs M * M * D multiplications and M * M numbers.
 
@@ -75,7 +74,6 @@ class SearchTables:
             prefix_weights: N numbers; the search minimises the sum over k of number k times the squared error of
                 the first k codebooks' sum. None is the error of the whole sum alone.
             channel_weights_D: factors of the squared error in each channel. None is 1 for all.
-            rank: approximate the products of frames and centers by a matrix of this rank; None is exact.
         """
         num_codebooks, codebook_size, dim = centers_NKD.shape
         means_ND = centers_NKD.mean(dim=1)
@@ -108,7 +106,7 @@ class SearchTables:
         return SearchTables(
             num_codebooks=num_codebooks,
             offset_D=offset_D,
-            linear=(linear_DM.contiguous(),) if rank is None else _of_rank(linear_DM, centers_MD, rank),
+            linear_DM=linear_DM.contiguous(),
             bias_M=bias_M,
             cross_MM=_pair_costs(
                 centers_MD @ (2 * weighted_MD).t(),
@@ -165,24 +163,17 @@ class SearchTables:
             codes_BN[own] = self.search(cost_BM[: len(part_BD)], effort, own_start_BN, backend=backend)
         return codes_BN
 
-    def rounded(self) -> "SearchTables":
-        """The same with bfloat16 factors, whose products matrix units compute several times as fast.
-
-        Rounded once and for all, so that units that know no bfloat16 give the same costs up to the order of sums.
-        """
-        linear = tuple(each.bfloat16().to(each.dtype) for each in self.linear)
-        return replace(self, linear=linear, products="bfloat16")
+    @cached_property
+    def in_bytes(self) -> "SearchTables":
+        """The same with products of numbers of one byte, which CPUs and GPUs compute several times as fast."""
+        return replace(self, byte_products=ByteProducts.of(self.linear_DM))
 
     def entry_costs(self, x_BD: Tensor, *, out: Tensor | None = None) -> Tensor:
         """What every center costs in every frame, other centers aside: (B, M)."""
         x_BD = x_BD - self.offset_D
-        if self.products == "bfloat16":
-            x_BD = x_BD.bfloat16().to(x_BD.dtype)
-            with products_of_bfloat16():
-                return torch.addmm(self.bias_M, x_BD, self.linear[0], out=out)
-        for narrow in self.linear[:-1]:
-            x_BD = x_BD @ narrow
-        return torch.addmm(self.bias_M, x_BD, self.linear[-1], out=out)
+        if self.byte_products is not None:
+            return self.byte_products.add_to(self.bias_M, x_BD, out=out)
+        return torch.addmm(self.bias_M, x_BD, self.linear_DM, out=out)
 
     def search(
         self, cost_BM: Tensor, effort: Effort, start_BN: Tensor | None = None, *, backend: Backend = "auto"
@@ -207,16 +198,3 @@ def _pair_costs(cross_MM: Tensor, weight_N: Tensor | None, num_codebooks: int) -
             blocks_NKNK[n, :, :n] *= weight_N[n]
             blocks_NKNK[n, :, n + 1 :] *= weight_N[n + 1 :].view(1, -1, 1)
     return cross_MM
-
-
-def _of_rank(linear_DM: Tensor, centers_MD: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The best two factors for frames that vary as sums of the centers do."""
-    scatter_DD = centers_MD.t() @ centers_MD
-    scatter_DD.diagonal().add_(1e-3 * scatter_DD.diagonal().mean())
-    variance_D, axes_DD = torch.linalg.eigh(scatter_DD)
-    spread_D = variance_D.sqrt()
-    left, values, right = torch.linalg.svd(
-        spread_D.unsqueeze(1) * (axes_DD.t() @ linear_DM), full_matrices=False
-    )
-    narrow_DR = axes_DD @ (left[:, :rank] / spread_D.unsqueeze(1))
-    return narrow_DR.contiguous(), values[:rank].unsqueeze(1) * right[:rank]
