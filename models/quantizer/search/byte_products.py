@@ -1,9 +1,8 @@
 """Products of frames and centers from whole numbers of one byte, whose sums are exact in any order and on any device.
 
 Each frame and each center is divided by its own largest number's 127th part and rounded (Dettmers et al., LLM.int8(),
-arXiv 2208.07339, section 2: vector-wise quantization; no outlier columns are taken out). The codes that are found with
-these products are hardly worse, since what is rounded differs from frame to frame and channel to channel and averages
-out over a product.
+arXiv 2208.07339, section 3.1; no outlier channels are taken out, as its section 3.2 does). The codes that are found
+with these products are hardly worse, since what is rounded averages out over a product.
 
 Shape suffixes: B frames, D embedding dimension, M entries of all codebooks together.
 """
