@@ -18,6 +18,9 @@ GAIN = 1.03
 """A larger batch has to be faster by this: it takes more memory, and more of it is padding."""
 BOUND_UTTERANCES = 64
 """Whose audio is taken to find out how large batches should be."""
+LONG_S = 5.0
+"""A batch that takes so long is large enough: what there is to gain, a batch's start, is milliseconds. On a busy
+machine chance makes larger ones look faster, and trying those would take minutes."""
 MOST_MEMORY = 0.5
 """Share of the device's memory that a batch may take: utterances of other lengths, and others on it, need some too."""
 
@@ -53,6 +56,8 @@ def find_batch_seconds(teacher: Teacher, waveforms: Sequence[Tensor], *, device:
         if speed < best_speed * GAIN or memory > MOST_MEMORY:
             return best_s
         best_s, best_speed = bound_s, speed
+        if _seconds(batch, teacher) > LONG_S * speed:
+            break
     return best_s
 
 
@@ -79,4 +84,9 @@ def _speed(teacher: Teacher, batch: list[Tensor], device: torch.device) -> tuple
     memory = 0.0
     if device.type == "cuda":
         memory = torch.cuda.max_memory_allocated() / torch.cuda.get_device_properties(device).total_memory
-    return sum(map(len, batch)) / teacher.info.sample_rate_hz / min(taken_s[1:]), memory
+    return _seconds(batch, teacher) / min(taken_s[1:]), memory
+
+
+def _seconds(batch: Sequence[Tensor], teacher: Teacher) -> float:
+    """Of audio in a batch."""
+    return sum(map(len, batch)) / teacher.info.sample_rate_hz
