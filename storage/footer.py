@@ -22,11 +22,12 @@ class FooterError(ValueError):
     """No whole footer."""
 
 
-def sealed(data: bytes) -> bytes:
-    """A Parquet file with the checksum of its footer."""
-    start = len(data) - _ENDING_BYTES - _length(data)
-    seal = _MARK + struct.pack("<I", zlib.crc32(data[start:-_ENDING_BYTES]))
-    return data[:start] + seal + data[start:]
+def sealed(data: bytes | memoryview) -> bytes:
+    """A Parquet file with the checksum of its footer; the file, which may be large, is copied once."""
+    view = memoryview(data)
+    start = len(view) - _ENDING_BYTES - _length(view)
+    seal = _MARK + struct.pack("<I", zlib.crc32(view[start:-_ENDING_BYTES]))
+    return b"".join((view[:start], seal, view[start:]))
 
 
 def read_footer(source: io.RawIOBase | io.BytesIO) -> bytes:
@@ -51,7 +52,7 @@ def read_footer(source: io.RawIOBase | io.BytesIO) -> bytes:
     return tail[-length:]
 
 
-def _length(data: bytes) -> int:
+def _length(data: bytes | memoryview) -> int:
     """Of the footer, as the end of the file has it."""
     length: int = struct.unpack("<I", data[-_ENDING_BYTES : -len(MAGIC)])[0]
     return length

@@ -50,7 +50,7 @@ def to_parquet(table: pa.Table, metadata: Mapping[bytes, str | Callable[[int], s
             for key, value in metadata.items()
         }
         writer.add_key_value_metadata(pairs)
-    return sealed(sink.getvalue().to_pybytes())
+    return sealed(memoryview(sink.getvalue()))
 
 
 def open_parquet(source: bytes | io.RawIOBase, *, where: str) -> pq.ParquetFile:

@@ -38,8 +38,7 @@ class Coder:
         self._effort = Effort.of_passes(SEARCHES[search].passes, quantizer.num_codebooks)
         self._code_dtype = torch.uint8 if quantizer.codebook_size <= 256 else torch.int64
         with torch.no_grad(), full_float32_products():
-            tables = quantizer.search_tables()
-            self._tables = tables if SEARCHES[search].products == "float32" else tables.in_bytes
+            self._tables = quantizer.search_tables(SEARCHES[search].products)
             self._mean_D = quantizer.get_data_mean()
             self._centers_MD = quantizer.get_centers().reshape(-1, quantizer.dim)
             first_N = torch.arange(quantizer.num_codebooks, device=self._mean_D.device)

@@ -175,9 +175,7 @@ class Quantizer(Codebooks):
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False), full_float32_products():
             if refine_indexes_iters > 0:
                 effort = Effort.of_passes(refine_indexes_iters, self.num_codebooks)
-                tables = self.search_tables()
-                tables = tables if products == "float32" else tables.in_bytes
-                codes_BN = tables.codes(x_BD, effort, backend=backend)
+                codes_BN = self.search_tables(products).codes(x_BD, effort, backend=backend)
             else:
                 codes_BN = self._guesses(x_BD)
         if as_bytes:
@@ -247,8 +245,8 @@ class Quantizer(Codebooks):
         return torch.cat(parts)
 
     @torch.no_grad()
-    def search_tables(self) -> SearchTables:
-        """What the search needs of the weights as they are now."""
+    def search_tables(self, products: Products = "float32") -> SearchTables:
+        """What the search needs of the weights as they are now, with such products of frames and centers."""
         parts: tuple[Tensor, ...] = (self.get_centers(),)
         if self.logprob_weight:
             scale = (self.logits_scale * SCALE_SPEED).exp()
@@ -265,7 +263,7 @@ class Quantizer(Codebooks):
                 channel_weights_D=None if weights is None else parts[0].new_tensor(weights),
             )
             self._tables_of = parts
-        return self._tables
+        return self._tables if products == "float32" else self._tables.in_bytes
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles leave the tables behind: they are large and cheap to build."""

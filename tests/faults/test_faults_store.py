@@ -4,7 +4,6 @@ these runs allow one attempt.
 
 import http.server
 import json
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from faults_rig import Faults, Rig
 from mischief import Mischief
 from proxy import fault_proxy
 from s3_server import S3Server, running_s3_server
+from small_disk import small_disk
 
 from mvqkd.pipeline.cluster import outage
 from mvqkd.pipeline.errors import PoolError
@@ -208,14 +208,7 @@ def test_keys_in_a_file_that_is_written_anew(
 
 
 def test_a_disk_that_is_full_for_a_while(rig: Rig, tmp_path: Path, seen: threading.Event) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"no small disk can be mounted: {mounted.stderr.decode().strip()}")
-    try:
+    with small_disk(tmp_path / "disk", size="2m") as disk:
         faults = rig.at(tmp_path / "run", str(tmp_path / "run/root"))
         faults = faults.with_keys("table", path=str(disk / "table"))
 
@@ -229,8 +222,6 @@ def test_a_disk_that_is_full_for_a_while(rig: Rig, tmp_path: Path, seen: threadi
 
         assert while_at_work(faults, faults.mischief(slow_s=0.05), fill)["shards_failed"] == 0
         faults.check()
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from small_disk import small_disk
 
 from mvqkd.storage import local_store
 from mvqkd.storage.errors import ObjectMissingError, ObjectTooShortError, StorageError
@@ -220,20 +221,9 @@ def test_a_writer_killed_before_the_commit_leaves_nothing_to_see(place):
     assert place.write_once("shard.parquet", b"whole")
 
 
-def _mount_tmpfs(folder: Path) -> None:
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("mounting a small tmpfs needs root")
-
-
 @pytest.mark.integration
 def test_a_full_disk_commits_nothing_and_keeps_what_was_committed(tmp_path):
-    disk = tmp_path / "disk"
-    _mount_tmpfs(disk)
-    try:
+    with small_disk(tmp_path / "disk", size="256k") as disk:
         place = open_location(str(disk))
         place.write_once("kept", b"k" * 100_000)
         with pytest.raises(StorageError, match=r"disk/big: no space left.*nothing was committed; free space"):
@@ -242,8 +232,6 @@ def test_a_full_disk_commits_nothing_and_keeps_what_was_committed(tmp_path):
             place.replace("kept", b"b" * 500_000)
         assert place.list() == {"kept": 100_000} and [path.name for path in disk.iterdir()] == ["kept"]
         assert place.write_once("small", b"s" * 10_000)
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 LIMITED_WRITER = """

@@ -22,6 +22,8 @@ _GREATEST = 127
 class ByteProducts:
     """One factor of the products, and how to make the other.
 
+    Where bytes are multiplied as floats, sums beyond 2^24 are rounded, which takes more than 1,040 channels.
+
     Attributes:
         weight_DM: whole numbers, int8 where the device multiplies them, else of the dtype of the costs.
         step_M: what one of them stands for.

@@ -55,13 +55,14 @@ def _least(cost_M: np.ndarray, first: int, size: int, lanes: np.ndarray) -> Any:
     for row in range(first + _LANES, first + size, _LANES):
         for lane in range(_LANES):
             lanes[lane] = min(lanes[lane], cost_M[row + lane])
-    for lane in range(16):
-        lanes[lane] = min(lanes[lane], lanes[16 + lane])
-    for lane in range(8):
-        lanes[lane] = min(lanes[lane], lanes[8 + lane])
-    for lane in range(4):
-        lanes[lane] = min(lanes[lane], lanes[4 + lane])
-    return min(min(lanes[0], lanes[1]), min(lanes[2], lanes[3]))
+    for lane in range(_LANES // 2):
+        lanes[lane] = min(lanes[lane], lanes[_LANES // 2 + lane])
+    for lane in range(_LANES // 4):
+        lanes[lane] = min(lanes[lane], lanes[_LANES // 4 + lane])
+    least = lanes[0]
+    for lane in range(1, _LANES // 4):
+        least = min(least, lanes[lane])
+    return least
 
 
 @_with_numba(inline="always")
