@@ -17,6 +17,7 @@ from mvqkd.storage.errors import (
 )
 from mvqkd.storage.ranged_file import RangedFile
 from mvqkd.storage.s3_errors import error_code, translated
+from mvqkd.storage.s3_gets import S3Gets
 
 _MAX_PUT_BYTES = 5 * 2**30
 _ATTEMPTS = 5
@@ -32,7 +33,8 @@ class S3Store:
 
     Build it in the process that uses it: the connections and the event loop thread of s3fs do not survive a
     fork. botocore retries 5xx, SlowDown and broken connections with the adaptive client-side rate limit; s3fs
-    repeats that five times for SlowDown, so a throttled job waits for minutes before it gives up.
+    repeats that five times for SlowDown, so a throttled job waits for minutes before it gives up. GETs are tried through
+    `S3Gets` first.
     """
 
     def __init__(self, options: Mapping[str, Any]) -> None:
@@ -48,6 +50,7 @@ class S3Store:
             use_listings_cache=False,
             skip_instance_cache=True,
         )
+        self._gets = S3Gets(self.filesystem, options)
 
     def exists(self, path: str) -> bool:
         """Whether the object is there (a missing bucket also answers False: HEAD cannot tell)."""
@@ -64,7 +67,8 @@ class S3Store:
 
     def read(self, path: str) -> bytes:
         """The whole object in one GET. Raises `ObjectMissingError` or `StorageError`."""
-        return self._get(path)[0]
+        data = self._gets.get(*_split(path))
+        return self._get(path)[0] if data is None else data
 
     def read_range(self, path: str, start: int, end: int, *, version: str | None = None) -> bytes:
         """The bytes from `start` to `end` (exclusive) in one GET; of this version (an ETag) if one is named.
@@ -74,6 +78,10 @@ class S3Store:
         """
         if start == end:
             return b""
+        if version is None:
+            found = self._gets.get(*_split(path), start, end)
+            if found is not None and len(found) == end - start:
+                return found
         condition = {} if version is None else {"IfMatch": version}
         try:
             data, _ = self._get(path, Range=f"bytes={start}-{end - 1}", **condition)

@@ -60,6 +60,10 @@ class AudioLoader:
             return torch.from_numpy(plain_T)
         where = ", ".join(str(source.source) for source in recording.sources if source.type != "memory")
         fetched = fastcopy(cut, recording=change_sources(recording, lambda s: self._fetched(cut.id, s)))
+        if recording.sources[0].type == "url":
+            plain_T = _read_plain(cut, fetched.recording, self.sample_rate_hz)
+            if plain_T is not None:
+                return torch.from_numpy(plain_T)
         try:
             _check_files(fetched, where)
             audio_CT = _load(fetched, self.sample_rate_hz)
@@ -109,26 +113,37 @@ def _read_plain(cut: MonoCut, recording: Recording, sample_rate_hz: int) -> np.n
         recording.transforms
         or recording.sampling_rate != sample_rate_hz
         or len(recording.sources) != 1
-        or source.type != "file"
         or list(source.channels) != [cut.channel]
-        or not source.source.lower().endswith((".wav", ".flac"))
     ):
         return None
+    try:
+        if source.type == "memory":
+            with soundfile.SoundFile(io.BytesIO(source.source)) as file:
+                return _plain_samples(cut, file, sample_rate_hz)
+        if source.type == "file" and source.source.lower().endswith((".wav", ".flac")):
+            with (
+                Path(source.source).open("rb", 0) as opened,
+                soundfile.SoundFile(opened.fileno(), closefd=False) as file,
+            ):
+                return _plain_samples(cut, file, sample_rate_hz)
+    except (soundfile.LibsndfileError, OSError):
+        pass
+    return None
+
+
+def _plain_samples(cut: MonoCut, file: soundfile.SoundFile, sample_rate_hz: int) -> np.ndarray | None:
+    """float32 (num_samples,) of the cut; None where the file is not as its manifest says, or of another format."""
     first = compute_num_samples(cut.start, sample_rate_hz)
     num_samples = compute_num_samples(cut.duration, sample_rate_hz)
-    try:
-        with (
-            Path(source.source).open("rb", 0) as opened,
-            soundfile.SoundFile(opened.fileno(), closefd=False) as file,
-        ):
-            as_planned = (file.samplerate, file.channels) == (sample_rate_hz, 1)
-            off_s = abs(file.frames / file.samplerate - recording.duration)
-            if not as_planned or off_s > DURATION_TOLERANCE_S or first + num_samples > file.frames:
-                return None
-            file.seek(first)
-            waveform_T: np.ndarray = file.read(num_samples, dtype="float32")
-    except (soundfile.LibsndfileError, OSError):
+    if (
+        (file.samplerate, file.channels) != (sample_rate_hz, 1)
+        or file.format not in ("WAV", "WAVEX", "FLAC")
+        or abs(file.frames / file.samplerate - cut.recording.duration) > DURATION_TOLERANCE_S
+        or first + num_samples > file.frames
+    ):
         return None
+    file.seek(first)
+    waveform_T: np.ndarray = file.read(num_samples, dtype="float32")
     in_order = len(waveform_T) == num_samples > 0 and math.isfinite(float(waveform_T.sum()))
     return waveform_T if in_order else None
 

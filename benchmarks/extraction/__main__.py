@@ -10,6 +10,7 @@ dictionary of the ratios; with --json it has all figures.
 
 import argparse
 import json
+import os
 import resource
 import sys
 import tempfile
@@ -18,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.extraction.corpus import Work, prepare
-from benchmarks.extraction.engine import feed, write_speech
+from benchmarks.extraction.engine import feed, put_speech, write_speech
 from benchmarks.extraction.ours import bare_and_actor, command
 from mvqkd.pipeline.run_file import load_config
 from mvqkd.pipeline.run_folder import Run
 from mvqkd.storage.location import open_location
 from mvqkd.workers.corpus.sources import resolved
 
-SYSTEMS = ("actor", "command", "ray-data", "plain-loop", "engine")
+SYSTEMS = ("actor", "command", "ray-data", "plain-loop", "engine", "engine-s3")
 
 
 def main() -> None:
@@ -84,9 +85,8 @@ def measure_plain_loop(work: Work, folder: Path, arguments: argparse.Namespace) 
 
 
 def measure_engine(work: Work, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The engine around a teacher that sleeps, with utterances of several lengths."""
-    sources = [Path(resolved(cut, work.run.corpus_root).sources[0].source) for cut in work.cuts]
-    found = {}
+    """The engine around a teacher that sleeps, with utterances of several lengths, on the local disk."""
+    sources, found = local_sources(work), {}
     for utterance_s in arguments.engine_utterance_s:
         place = folder / f"engine-{utterance_s:g}"
         place.mkdir()
@@ -102,12 +102,54 @@ def measure_engine(work: Work, folder: Path, arguments: argparse.Namespace) -> d
     return found
 
 
+def measure_engine_s3(work: Work, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """As `measure_engine`, with audio, plan and table in the S3 server of the tests, which works on the same cores."""
+    from tests.s3_server import running_s3_server
+
+    sources, found = local_sources(work), {}
+    with running_s3_server(folder / "s3") as server:
+        os.environ.update(server.environment)
+        for utterance_s in arguments.engine_utterance_s:
+            place = open_location(f"s3://{server.bucket}/{utterance_s:g}")
+            cuts = put_speech(
+                folder / f"engine-s3-{utterance_s:g}",
+                place.join("audio"),
+                sources,
+                hours=arguments.engine_hours,
+                utterance_s=utterance_s,
+            )
+            before_s = cpu_s(server.processes[-1].pid)
+            found[f"{utterance_s:g} s"] = feed(
+                cuts,
+                place.join("plan"),
+                place.join("table"),
+                shard_hours=0.5,
+                decode_threads=work.run.config.extract.decode_threads,
+                seconds_per_hour=1.0,
+            )
+            used_s = cpu_s(server.processes[-1].pid) - before_s
+            found[f"{utterance_s:g} s"]["server_cpu_s_per_hour"] = used_s / arguments.engine_hours
+    return found
+
+
+def local_sources(work: Work) -> list[Path]:
+    """The audio files of the run's cuts."""
+    return [Path(resolved(cut, work.run.corpus_root).sources[0].source) for cut in work.cuts]
+
+
+def cpu_s(pid: int) -> float:
+    """Of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 MEASURED: dict[str, Callable[[Work, Path, argparse.Namespace], dict[str, Any]]] = {
     "actor": measure_actor,
     "command": measure_command,
     "ray-data": measure_ray_data,
     "plain-loop": measure_plain_loop,
     "engine": measure_engine,
+    "engine-s3": measure_engine_s3,
 }
 
 
@@ -133,8 +175,9 @@ def ratios(figures: dict[str, Any]) -> dict[str, float]:
     for peer in ("ray-data", "plain-loop"):
         if "command" in speed and peer in speed:
             found[f"command_to_{peer.replace('-', '_')}"] = speed["command"] / speed[peer]
-    for name, each in figures.get("engine", {}).items():
-        found[f"engine_hours_per_hour_{name.replace(' ', '_')}"] = each["hours_per_hour"]
+    for engine in ("engine", "engine-s3"):
+        for name, each in figures.get(engine, {}).items():
+            found[f"{engine.replace('-', '_')}_hours_per_hour_{name.replace(' ', '_')}"] = each["hours_per_hour"]
     return {name: round(value, 4) for name, value in found.items()}
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import soundfile
 import torch
 from lhotse import MonoCut, Recording
+from lhotse.audio import AudioSource
 from torch import Tensor
 
 from benchmarks.extraction.ours import run_worker
@@ -117,6 +118,32 @@ def write_speech(folder: Path, sources: Sequence[Path], *, hours: float, utteran
 
     Links, because an hour of audio a second is a lot of disk; the page cache holds them, as a fast disk would.
     """
+    originals = _write_originals(folder, sources, utterance_s)
+    cuts = []
+    for number in range(int(hours * 3600 / utterance_s)):
+        path = folder / f"u{number:07d}.flac"
+        path.hardlink_to(originals[number % len(originals)])
+        cuts.append(_cut(path, path.stem))
+    return cuts
+
+
+def put_speech(
+    folder: Path, place: Location, sources: Sequence[Path], *, hours: float, utterance_s: float
+) -> list[MonoCut]:
+    """As `write_speech`, in a store; several utterances are the same object."""
+    originals = _write_originals(folder, sources, utterance_s)
+    cuts = []
+    for number in range(int(hours * 3600 / utterance_s)):
+        path = originals[number % len(originals)]
+        if number < len(originals):
+            place.write_once(path.name, path.read_bytes())
+        cut = _cut(path, f"u{number:07d}")
+        cut.recording.sources = [AudioSource("url", [0], place.full_url(path.name))]
+        cuts.append(cut)
+    return cuts
+
+
+def _write_originals(folder: Path, sources: Sequence[Path], utterance_s: float) -> list[Path]:
     audio = np.concatenate([soundfile.read(path, dtype="int16")[0] for path in sources])
     size = int(utterance_s * RATE)
     folder.mkdir()
@@ -125,16 +152,16 @@ def write_speech(folder: Path, sources: Sequence[Path], *, hours: float, utteran
         path = folder / f"original-{number}.flac"
         soundfile.write(path, audio[number * size : (number + 1) * size], RATE)
         originals.append(path)
-    cuts = []
-    for number in range(int(hours * 3600 / utterance_s)):
-        path = folder / f"u{number:07d}.flac"
-        path.hardlink_to(originals[number % len(originals)])
-        recording = Recording.from_file(path)
-        recording.id = path.stem
-        cut = recording.to_cut()
-        cut.id = path.stem
-        cuts.append(cut)
-    return cuts
+    return originals
+
+
+def _cut(path: Path, name: str) -> MonoCut:
+    recording = Recording.from_file(path)
+    recording.id = name
+    cut = recording.to_cut()
+    assert isinstance(cut, MonoCut)
+    cut.id = name
+    return cut
 
 
 def feed(cuts: Sequence[MonoCut], plan: Location, table: Location, **options: Any) -> dict[str, float]:
