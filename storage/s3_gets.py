@@ -8,15 +8,18 @@ its rate limit, and the words of `s3_errors`.
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import botocore.credentials  # type: ignore[import-untyped]
 import botocore.session  # type: ignore[import-untyped]
 import s3fs
 from obstore.exceptions import BaseError
 from obstore.store import S3Store as Bucket
+
+if TYPE_CHECKING:
+    from obstore.store import S3Credential, S3CredentialProvider
 
 _REST_S = 10.0
 # Rust's runtime is one for the process, and a fork has none of its threads: calls in a child would wait for ever.
@@ -91,7 +94,7 @@ def _is_forked() -> bool:
     return _RUNTIME_OF[0] != os.getpid()
 
 
-def _credentials(options: Mapping[str, Any]) -> Callable[[], dict[str, Any]]:
+def _credentials(options: Mapping[str, Any]) -> "S3CredentialProvider":
     """What obstore calls for credentials: those of the options, or from where botocore finds them."""
     session = botocore.session.get_session()
     if "key" in options:
@@ -101,7 +104,7 @@ def _credentials(options: Mapping[str, Any]) -> Callable[[], dict[str, Any]]:
         raise botocore.exceptions.NoCredentialsError
     is_renewed = isinstance(found, botocore.credentials.RefreshableCredentials)
 
-    def frozen() -> dict[str, Any]:
+    def frozen() -> "S3Credential":
         now = found.get_frozen_credentials()
         return {
             "access_key_id": now.access_key,

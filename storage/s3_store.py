@@ -33,8 +33,8 @@ class S3Store:
 
     Build it in the process that uses it: the connections and the event loop thread of s3fs do not survive a
     fork. botocore retries 5xx, SlowDown and broken connections with the adaptive client-side rate limit; s3fs
-    repeats that five times for SlowDown, so a throttled job waits for minutes before it gives up. GETs are tried through
-    `S3Gets` first.
+    repeats that five times for SlowDown, so a throttled job waits for minutes before it gives up. GETs go
+    through `S3Gets` where that can do them.
     """
 
     def __init__(self, options: Mapping[str, Any]) -> None:

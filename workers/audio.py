@@ -18,10 +18,10 @@ from lhotse.augmentation import AudioTransform, Resample
 from lhotse.utils import compute_num_samples, fastcopy
 from torch import Tensor
 
-from mvqkd.workers.corpus.files import fetch
-from mvqkd.workers.corpus.paths import full_root
+from mvqkd.workers.corpus.paths import full_root, under_root
 from mvqkd.workers.corpus.sources import change_sources, resolved
 from mvqkd.workers.cuts import UtteranceError
+from mvqkd.workers.fetches import Fetches
 
 DURATION_TOLERANCE_S = 0.025
 """About a teacher's frame: manifests round durations, and lossy formats add a few samples."""
@@ -42,8 +42,21 @@ class AudioLoader:
         self, sample_rate_hz: int, *, s3: Mapping[str, Any] | None = None, root: str | None = None
     ) -> None:
         self.sample_rate_hz = sample_rate_hz
-        self._options = s3 or {}
+        self._fetches = Fetches(s3 or {})
         self._root = full_root(root)
+
+    @property
+    def root_is_in_store(self) -> bool:
+        """Whether relative paths of planned cuts lead into a store."""
+        return self._root is not None and "://" in self._root
+
+    def begin(self, cut: MonoCut) -> None:
+        """Begin to fetch what of the cut's audio lies in a store, for a call that comes soon."""
+        for source in cut.recording.sources:
+            if source.type == "url":
+                self._fetches.begin(source.source)
+            elif source.type == "file" and self.root_is_in_store and not source.source.startswith(("/", "~")):
+                self._fetches.begin(under_root(source.source, self._root))
 
     def __call__(self, cut: MonoCut) -> Tensor:
         """float32 waveform (num_samples,).
@@ -59,7 +72,10 @@ class AudioLoader:
         if plain_T is not None:
             return torch.from_numpy(plain_T)
         where = ", ".join(str(source.source) for source in recording.sources if source.type != "memory")
-        fetched = fastcopy(cut, recording=change_sources(recording, lambda s: self._fetched(cut.id, s)))
+        is_part = cut.duration < recording.duration - DURATION_TOLERANCE_S
+        fetched = fastcopy(
+            cut, recording=change_sources(recording, lambda s: self._fetched(cut.id, s, again=is_part))
+        )
         if recording.sources[0].type == "url":
             plain_T = _read_plain(cut, fetched.recording, self.sample_rate_hz)
             if plain_T is not None:
@@ -85,11 +101,11 @@ class AudioLoader:
             raise UtteranceError(cut.id, f"{where}: the audio holds NaN or infinity; write the file again")
         return torch.from_numpy(waveform_T)
 
-    def _fetched(self, cut_id: str, source: AudioSource) -> AudioSource:
+    def _fetched(self, cut_id: str, source: AudioSource, *, again: bool) -> AudioSource:
         """The source, in memory where it is remote, inside of a tar file, or of a kind that is best read so."""
         try:
             if source.type == "url":
-                return AudioSource("memory", source.channels, fetch(source.source, self._options))
+                return AudioSource("memory", source.channels, self._fetches.get(source.source, again=again))
             if source.type == "file":
                 _probe(cut_id, source.source)
                 if source.source.lower().endswith(".sph") and _is_decodable(source.source):

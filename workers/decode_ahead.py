@@ -15,12 +15,16 @@ Result = TypeVar("Result")
 
 
 def decoded_batches(
-    batches: Iterable[Sequence[Item]], load: Callable[[Item], Result], *, threads: int
+    batches: Iterable[Sequence[Item]],
+    load: Callable[[Item], Result],
+    *,
+    threads: int,
+    begin: Callable[[Item], None] | None = None,
 ) -> Iterator[list[Result | UtteranceError]]:
     """As `DecodedBatches`, with threads of its own that are there as long as the iterator is."""
     with (
         ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool,
-        DecodedBatches(batches, load, pool=pool) as decoded,
+        DecodedBatches(batches, load, pool=pool, begin=begin) as decoded,
     ):
         yield from decoded
 
@@ -40,12 +44,19 @@ class DecodedBatches(Generic[Item, Result]):
         batches: any items; an empty batch gives an empty list.
         load: called in threads of the pool, several at a time.
         pool: may be shared by several of these.
+        begin: called in the caller's thread for each item before its loading is queued, such as to let a store begin to
+            send; it returns at once.
     """
 
     def __init__(
-        self, batches: Iterable[Sequence[Item]], load: Callable[[Item], Result], *, pool: Executor
+        self,
+        batches: Iterable[Sequence[Item]],
+        load: Callable[[Item], Result],
+        *,
+        pool: Executor,
+        begin: Callable[[Item], None] | None = None,
     ) -> None:
-        self._batches, self._load, self._pool = iter(batches), load, pool
+        self._batches, self._load, self._pool, self._begin_item = iter(batches), load, pool, begin
         self._waiting: deque[list[Future[Result | UtteranceError]]] = deque()
         self._begin(BATCHES_AHEAD)
 
@@ -76,6 +87,9 @@ class DecodedBatches(Generic[Item, Result]):
     def _begin(self, ahead: int) -> None:
         """Let so many batches be in hand, as long as there are some."""
         for batch in islice(self._batches, ahead - len(self._waiting)):
+            if self._begin_item is not None:
+                for item in batch:
+                    self._begin_item(item)
             self._waiting.append([self._pool.submit(_attempt, self._load, item) for item in batch])
 
 

@@ -80,7 +80,9 @@ class Feeder:
         """
         seconds = [heard(cut).duration for cut in cuts]
         batches = length_sorted_batches(cuts, seconds, batch_seconds=self._batch_seconds)
-        decoded = DecodedBatches(batches, lambda cut: self._loader(heard(cut)), pool=self._pool)
+        decoded = DecodedBatches(
+            batches, lambda cut: self._loader(heard(cut)), pool=self._pool, begin=self._loader.begin
+        )
         return Feeding(batches, decoded, self._loader)
 
 

@@ -14,6 +14,7 @@ import os
 import resource
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="of torch, for the pairs and the loop")
     parser.add_argument("--engine-hours", type=float, default=4.0)
     parser.add_argument("--engine-utterance-s", type=float, nargs="+", default=[12.0, 4.0])
+    parser.add_argument("--s3-latency-ms", type=float, default=30.0, help="of a GET of audio, for engine-s3")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
 
@@ -109,6 +111,7 @@ def measure_engine_s3(work: Work, folder: Path, arguments: argparse.Namespace) -
     sources, found = local_sources(work), {}
     with running_s3_server(folder / "s3") as server:
         os.environ.update(server.environment)
+        delay_gets(arguments.s3_latency_ms / 1000)
         for utterance_s in arguments.engine_utterance_s:
             place = open_location(f"s3://{server.bucket}/{utterance_s:g}")
             cuts = put_speech(
@@ -130,6 +133,19 @@ def measure_engine_s3(work: Work, folder: Path, arguments: argparse.Namespace) -
             used_s = cpu_s(server.processes[-1].pid) - before_s
             found[f"{utterance_s:g} s"]["server_cpu_s_per_hour"] = used_s / arguments.engine_hours
     return found
+
+
+def delay_gets(seconds: float) -> None:
+    """Let GETs take as long as over a network; the server here answers in a millisecond."""
+    from mvqkd.storage.s3_gets import S3Gets
+
+    get = S3Gets.get
+
+    def later(*arguments: Any) -> bytes | None:
+        time.sleep(seconds)
+        return get(*arguments)
+
+    S3Gets.get = later  # type: ignore[method-assign]
 
 
 def local_sources(work: Work) -> list[Path]:
@@ -177,7 +193,9 @@ def ratios(figures: dict[str, Any]) -> dict[str, float]:
             found[f"command_to_{peer.replace('-', '_')}"] = speed["command"] / speed[peer]
     for engine in ("engine", "engine-s3"):
         for name, each in figures.get(engine, {}).items():
-            found[f"{engine.replace('-', '_')}_hours_per_hour_{name.replace(' ', '_')}"] = each["hours_per_hour"]
+            found[f"{engine.replace('-', '_')}_hours_per_hour_{name.replace(' ', '_')}"] = each[
+                "hours_per_hour"
+            ]
     return {name: round(value, 4) for name, value in found.items()}
 
 

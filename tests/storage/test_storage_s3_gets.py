@@ -70,14 +70,18 @@ def test_what_is_missing_has_the_words_it_had(place: Location, s3_environment: S
         open_location(f"s3://{s3_environment.bucket}-none/a").read_bytes("b")
 
 
-def test_a_key_that_is_refused(place: Location, s3_environment: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_that_is_refused(
+    place: Location, s3_environment: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place.replace("a", b"1")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
     with pytest.raises(StorageError, match="the server refused the credentials"):
         place.read_bytes("a")
 
 
-def test_keys_of_the_options(s3_environment: S3Server, monkeypatch: pytest.MonkeyPatch, no_s3fs: None) -> None:
+def test_keys_of_the_options(
+    s3_environment: S3Server, monkeypatch: pytest.MonkeyPatch, no_s3fs: None
+) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     options = {"key": s3_environment.key, "secret": s3_environment.secret}

@@ -7,7 +7,7 @@ from lhotse import MonoCut
 from lhotse.audio import AudioSource
 from workers_fakes import cut_of, write_sound
 
-from mvqkd.workers import audio
+from mvqkd.workers import audio, fetches
 from mvqkd.workers.audio import AudioLoader
 from mvqkd.workers.corpus.files import part_of
 
@@ -57,12 +57,12 @@ def test_audio_that_is_fetched_and_not_plain_is_fetched_once(
     wanted = load(cut_of(path))
     cut = inside_a_larger_file(cut_of(path), tmp_path, path.read_bytes())
     fetched = []
-    fetch = audio.fetch
+    fetch = fetches.fetch
 
     def counted(url: str, options: dict[str, object]) -> bytes:
         fetched.append(url)
         return fetch(url, options)
 
-    monkeypatch.setattr(audio, "fetch", counted)
+    monkeypatch.setattr(fetches, "fetch", counted)
     assert load(cut).equal(wanted)
     assert len(fetched) == 1

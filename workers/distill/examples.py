@@ -167,6 +167,13 @@ class ExampleMaker:
         others = {column for source in self._sources.values() for column in source.columns} - {SHARD}
         return (*own, *sorted(others - set(own)))
 
+    def begin(self, item: RowToMake) -> None:
+        """Begin to fetch the row's audio, if it lies in a store and is needed."""
+        loader, cut = self._loaders[item.key.table], item.row["cut"]
+        # Looking for it takes less time than reading the whole line.
+        if item.key not in self._cache and (loader.root_is_in_store or '"url"' in cut):
+            loader.begin(cut_from_json(cut))
+
     def __call__(self, item: RowToMake) -> Example:
         """The example of a row, which has `columns`.
 

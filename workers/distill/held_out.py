@@ -67,7 +67,7 @@ class HeldOut:
         references: list[str] = []
         hypotheses: list[str] = []
         student.eval()
-        loaded = decoded_batches(self._batches, self._make, threads=self._threads)
+        loaded = decoded_batches(self._batches, self._make, threads=self._threads, begin=self._make.begin)
         for batch, results in zip(self._batches, loaded, strict=True):
             examples: list[Example] = []
             for item, result in zip(batch, results, strict=True):

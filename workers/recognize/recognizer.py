@@ -62,7 +62,12 @@ class RecognizeSettings:
         student = student.to(choose_device("auto" if self.use_gpu else "cpu"))
         loader = AudioLoader(student.frames.sample_rate_hz, s3=self.options, root=self.root)
         recognizer = Recognizer(
-            student, units, loader=loader, batch_seconds=self.batch_seconds, decode=self.decode
+            student,
+            units,
+            loader=loader,
+            begin=loader.begin,
+            batch_seconds=self.batch_seconds,
+            decode=self.decode,
         )
         meter = None
         if can_stream(student):
@@ -119,6 +124,7 @@ class Recognizer:
         student: trained, on its device.
         units: its output units.
         loader: audio at the student's rate.
+        begin: lets a store begin to send a cut's audio, if it lies in one.
         batch_seconds: upper bound of a padded batch.
         decode: how the student is searched.
     """
@@ -129,10 +135,12 @@ class Recognizer:
         units: Units,
         *,
         loader: Callable[[MonoCut], Tensor],
+        begin: Callable[[MonoCut], None] | None = None,
         batch_seconds: float = 120.0,
         decode: DecodeConfig | None = None,
     ) -> None:
-        self._student, self._units, self._loader = student.eval(), units, loader
+        self._student, self._units = student.eval(), units
+        self._loader, self._begin = loader, begin
         self._batch_seconds, self._decode = batch_seconds, decode or DecodeConfig()
         self._device = next(student.parameters()).device
 
@@ -158,7 +166,7 @@ class Recognizer:
         batches = length_sorted_batches(
             cuts, [cut.duration for cut in cuts], batch_seconds=self._batch_seconds
         )
-        loaded = decoded_batches(batches, self._features, threads=DECODE_THREADS)
+        loaded = decoded_batches(batches, self._features, threads=DECODE_THREADS, begin=self._begin)
         for batch, results in zip(batches, loaded, strict=True):
             good, features = [], []
             for cut, result in zip(batch, results, strict=True):
