@@ -130,15 +130,14 @@ def write_speech(folder: Path, sources: Sequence[Path], *, hours: float, utteran
 def put_speech(
     folder: Path, place: Location, sources: Sequence[Path], *, hours: float, utterance_s: float
 ) -> list[MonoCut]:
-    """As `write_speech`, in a store; several utterances are the same object."""
+    """As `write_speech`, in a store, where each utterance is an object."""
     originals = _write_originals(folder, sources, utterance_s)
     cuts = []
     for number in range(int(hours * 3600 / utterance_s)):
         path = originals[number % len(originals)]
-        if number < len(originals):
-            place.write_once(path.name, path.read_bytes())
         cut = _cut(path, f"u{number:07d}")
-        cut.recording.sources = [AudioSource("url", [0], place.full_url(path.name))]
+        place.write_once(f"{cut.id}.flac", path.read_bytes())
+        cut.recording.sources = [AudioSource("url", [0], place.full_url(f"{cut.id}.flac"))]
         cuts.append(cut)
     return cuts
 
