@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from lhotse import MonoCut
 from torch import Tensor
-from workers_fakes import FakeTeacher, make_cuts, make_embedder
+from workers_fakes import FakeTeacher, WatchedLoader, make_cuts, make_embedder
 
 from mvqkd.workers.embed import Embedded, LeftOut
 
@@ -121,13 +120,7 @@ def test_two_batches_are_decoded_ahead_and_no_more(tmp_path: Path) -> None:
     cuts = make_cuts(tmp_path, [2.0, 1.9, 1.8, 1.7, 1.6, 1.5, *[0.1] * 20])
     started: list[str] = []
     embedder = make_embedder()
-    load = embedder.feeder._loader
-
-    def watched(cut: MonoCut) -> Tensor:
-        started.append(cut.id)
-        return load(cut)
-
-    embedder.feeder._loader = watched  # type: ignore[assignment]
+    embedder.feeder._loader = WatchedLoader(lambda cut: started.append(cut.id))
     results = embedder(cuts)
     next(results)
     time.sleep(0.3)

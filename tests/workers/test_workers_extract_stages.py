@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from workers_fakes import FakeTeacher, make_contract, make_cuts, make_embedder, make_plan, make_quantizer
+from workers_fakes import (
+    FakeTeacher,
+    WatchedLoader,
+    make_contract,
+    make_cuts,
+    make_embedder,
+    make_plan,
+    make_quantizer,
+)
 
 from mvqkd.models.teachers import EmbeddedBatch
 from mvqkd.pipeline.cluster.metrics import COUNTERS, GAUGES
@@ -70,15 +78,13 @@ def test_the_next_shard_is_decoded_while_one_has_the_teacher(tmp_path: Path) -> 
     teacher = Watched()
     extractor, _, shards = make(tmp_path, [0.4, 0.39, 0.3, 0.29], teacher)
     loaded, ready = [], threading.Event()
-    load = extractor._feeder._loader
 
-    def watched(cut: object) -> Tensor:
+    def see(cut: object) -> None:
         loaded.append(cut)
         if len(loaded) == 4:
             ready.set()
-        return load(cut)  # type: ignore[arg-type]
 
-    extractor._feeder._loader = watched  # type: ignore[assignment]
+    extractor._feeder._loader = WatchedLoader(see)
     # The first batch waits for all audio of the second shard.
     teacher.before = lambda number: None if number else _must(ready.wait(LONG_S))
     run_in_order(extractor, shards, teacher)
@@ -204,13 +210,7 @@ def test_a_shard_that_waits_is_not_decoded_whole(tmp_path: Path) -> None:
     teacher = Watched()
     extractor, _, shards = make(tmp_path, [0.4 + 0.001 * n for n in range(20)], teacher, per_shard=10)
     loaded: list[object] = []
-    load = extractor._feeder._loader
-
-    def watched(cut: object) -> Tensor:
-        loaded.append(cut)
-        return load(cut)  # type: ignore[arg-type]
-
-    extractor._feeder._loader = watched  # type: ignore[assignment]
+    extractor._feeder._loader = WatchedLoader(loaded.append)
     most: list[int] = []
     teacher.before = lambda number: most.append(len(loaded))
     with ThreadPoolExecutor(2) as pool:

@@ -2,7 +2,7 @@
 
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -163,6 +163,18 @@ class FakeTeacher:
             embeddings = [None if index in bad else x for index, x in enumerate(embeddings)]
             raise NonFiniteEmbeddingError(indexes=bad, embeddings=embeddings, dtype="float16")
         return [x for x in embeddings if x is not None]
+
+
+class WatchedLoader(AudioLoader):
+    """Calls `see` with each cut before it is loaded."""
+
+    def __init__(self, see: Callable[[MonoCut], None]) -> None:
+        super().__init__(RATE)
+        self._see = see
+
+    def __call__(self, cut: MonoCut) -> Tensor:
+        self._see(cut)
+        return super().__call__(cut)
 
 
 def make_embedder(teacher: FakeTeacher | None = None, *, batch_seconds: float = 2.0) -> Embedder:
