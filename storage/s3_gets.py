@@ -73,7 +73,7 @@ class S3Gets:
         return Bucket(
             name,
             endpoint=meta.endpoint_url,
-            region=meta.region_name.replace("aws-global", "us-east-1"),
+            region=(meta.region_name or "us-east-1").replace("aws-global", "us-east-1"),
             virtual_hosted_style_request=False,
             skip_signature=anonymous,
             credential_provider=None if anonymous else _credentials(self._options),

@@ -70,6 +70,16 @@ def test_what_is_missing_has_the_words_it_had(place: Location, s3_environment: S
         open_location(f"s3://{s3_environment.bucket}-none/a").read_bytes("b")
 
 
+def test_what_is_missing_is_no_trouble(place: Location) -> None:
+    """Who looks for many that are not there would read all else slowly."""
+    place.replace("here", b"1")
+    with pytest.raises(ObjectMissingError):
+        place.read_bytes("none")
+    store = place._store
+    assert isinstance(store, S3Store)
+    assert store._gets.get(*place.full_path("here").split("/", 1)) == b"1"
+
+
 def test_a_key_that_is_refused(
     place: Location, s3_environment: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
