@@ -24,7 +24,11 @@ NAMES = (
 
 @pytest.fixture
 def place(s3_environment: S3Server) -> Location:
-    return open_location(f"s3://{s3_environment.bucket}/gets")
+    place = open_location(f"s3://{s3_environment.bucket}/gets")
+    store = place._store
+    assert isinstance(store, S3Store)
+    store._gets._rests_until = 0.0  # from the trouble of the test before
+    return place
 
 
 @pytest.fixture
