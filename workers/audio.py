@@ -18,6 +18,7 @@ from lhotse.augmentation import AudioTransform, Resample
 from lhotse.utils import compute_num_samples, fastcopy
 from torch import Tensor
 
+from mvqkd.storage.location import is_url
 from mvqkd.workers.corpus.paths import full_root, under_root
 from mvqkd.workers.corpus.sources import change_sources, resolved
 from mvqkd.workers.cuts import UtteranceError
@@ -48,15 +49,15 @@ class AudioLoader:
     @property
     def root_is_in_store(self) -> bool:
         """Whether relative paths of planned cuts lead into a store."""
-        return self._root is not None and "://" in self._root
+        return self._root is not None and is_url(self._root)
 
     def begin(self, cut: MonoCut) -> None:
         """Begin to fetch what of the cut's audio lies in a store, for a call that comes soon."""
         for source in cut.recording.sources:
-            if source.type == "url":
-                self._fetches.begin(source.source)
-            elif source.type == "file" and self.root_is_in_store and not source.source.startswith(("/", "~")):
-                self._fetches.begin(under_root(source.source, self._root))
+            if source.type in ("file", "url"):
+                url = under_root(source.source, self._root)
+                if is_url(url):
+                    self._fetches.begin(url)
 
     def __call__(self, cut: MonoCut) -> Tensor:
         """float32 waveform (num_samples,).

@@ -62,6 +62,7 @@ class Fetches:
         try:
             data = file.result()
         except Exception:
+            # Whatever it was goes to the caller, and who asks next has it fetched anew.
             self._forget(url, file)
             raise
         if again:
